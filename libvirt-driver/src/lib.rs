@@ -1,0 +1,1 @@
+//! libvirt domains for virt-cdp: discovery, XML, the monitor as a QMP transport, takeover, lifecycle events.

@@ -1,0 +1,1 @@
+//! How a guest write reaches virt-cdp: QMP, taps, NBD in both directions, seed and resync.

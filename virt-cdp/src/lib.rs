@@ -1,0 +1,1 @@
+//! The virt-cdp program: daemon virtcdpd, gRPC API, command line.
