@@ -1,0 +1,1 @@
+//! The capture end: QEMU writes to us over NBD.
