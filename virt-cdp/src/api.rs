@@ -1,0 +1,139 @@
+//! The API between the daemon and its clients, and the door from the gRPC service to the engine.
+//!
+//! What: [`v1`] is generated from `proto/virtcdp.proto`. [`Engine`] has one blocking method for every
+//! call of it; `daemon::service` calls them off the async threads and turns an [`ApiError`] into a gRPC
+//! status.
+//!
+//! Invariant: whatever an engine answers, a client sees a status code, one sentence saying what is wrong
+//! and, where it is known, the cure. An engine knows nothing of gRPC.
+
+/// The messages and services generated from `proto/virtcdp.proto`.
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+pub mod v1 {
+    tonic::include_proto!("virtcdp.v1");
+}
+
+use v1::{
+    CloseViewRequest, CreatePointRequest, ExportRequest, Job, JobRequest, ListPointsRequest,
+    Machine, MachineList, MachineRequest, OpenViewRequest, Point, PointList, ProtectRequest,
+    StatusReply, TakeoverList, TakeoverNameRequest, TakeoverReply, TakeoverRequest,
+    UnprotectRequest, View, ViewList,
+};
+
+/// The metadata key (binary, UTF-8) under which a gRPC status carries the cure.
+pub const HINT_KEY: &str = "hint-bin";
+
+/// Says what sort of thing went wrong; each kind is one gRPC status code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ApiErrorKind {
+    /// No machine, point, view, takeover or job of that name.
+    NotFound,
+    /// The name is taken, or the thing is already so.
+    AlreadyExists,
+    /// The request itself is wrong, whatever the state.
+    InvalidArgument,
+    /// The request is right, but not in the present state.
+    FailedPrecondition,
+    /// Disk full, or a bound reached.
+    ResourceExhausted,
+    /// The caller, or the daemon itself, may not do this.
+    PermissionDenied,
+    /// Something outside (libvirt, QEMU, the engine while it stops) does not answer; later it may.
+    Unavailable,
+    /// A defect of ours, or damage.
+    Internal,
+}
+
+impl ApiErrorKind {
+    /// Lists every kind.
+    pub const ALL: [Self; 8] = [
+        Self::NotFound,
+        Self::AlreadyExists,
+        Self::InvalidArgument,
+        Self::FailedPrecondition,
+        Self::ResourceExhausted,
+        Self::PermissionDenied,
+        Self::Unavailable,
+        Self::Internal,
+    ];
+}
+
+/// An answer that is an error: its kind, a sentence, and the cure where one is known.
+///
+/// `what` and `hint` start in lower case and end without a full stop, as they are printed after
+/// `error: ` and `hint: `. `what` holds its source's text already.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct ApiError {
+    /// The sort of error.
+    pub kind: ApiErrorKind,
+    /// What is wrong.
+    pub what: String,
+    /// What the user can do about it.
+    pub hint: Option<String>,
+}
+
+impl ApiError {
+    /// Makes an error without a hint.
+    pub fn new(kind: ApiErrorKind, what: impl Into<String>) -> Self {
+        Self {
+            kind,
+            what: what.into(),
+            hint: None,
+        }
+    }
+
+    /// Adds the cure.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// The result of every engine call.
+pub type ApiResult<T> = Result<T, ApiError>;
+
+/// What the daemon serves: one blocking method for every call of the API.
+///
+/// Methods are called from many threads at once. A method may block for as long as its work takes; long
+/// work is started as a job and polled. A panic in one becomes [`ApiErrorKind::Internal`] for its caller.
+#[expect(
+    missing_docs,
+    reason = "each method is the call of the same name in proto/virtcdp.proto"
+)]
+pub trait Engine: Send + Sync + 'static {
+    /// Returns the version of the harbor's format this engine writes.
+    fn format_version(&self) -> u32;
+    /// Returns the daemon's state; `version`, `pid` and `started_ns` are filled in by the service.
+    fn status(&self) -> ApiResult<StatusReply>;
+
+    fn protect(&self, request: ProtectRequest) -> ApiResult<Machine>;
+    fn unprotect(&self, request: UnprotectRequest) -> ApiResult<()>;
+    fn suspend(&self, request: MachineRequest) -> ApiResult<Machine>;
+    fn resume(&self, request: MachineRequest) -> ApiResult<Machine>;
+    fn list_machines(&self) -> ApiResult<MachineList>;
+    fn get_machine(&self, request: MachineRequest) -> ApiResult<Machine>;
+
+    fn list_points(&self, request: ListPointsRequest) -> ApiResult<PointList>;
+    fn create_point(&self, request: CreatePointRequest) -> ApiResult<Point>;
+
+    fn open_view(&self, request: OpenViewRequest) -> ApiResult<View>;
+    fn list_views(&self) -> ApiResult<ViewList>;
+    fn close_view(&self, request: CloseViewRequest) -> ApiResult<()>;
+
+    fn export(&self, request: ExportRequest) -> ApiResult<Job>;
+    fn get_job(&self, request: JobRequest) -> ApiResult<Job>;
+    fn cancel_job(&self, request: JobRequest) -> ApiResult<Job>;
+
+    fn takeover(&self, request: TakeoverRequest) -> ApiResult<TakeoverReply>;
+    fn list_takeovers(&self) -> ApiResult<TakeoverList>;
+    fn discard_takeover(&self, request: TakeoverNameRequest) -> ApiResult<()>;
+    fn commit_takeover(&self, request: TakeoverNameRequest) -> ApiResult<Job>;
+
+    /// Puts everything down cleanly; no call comes after it.
+    ///
+    /// Called once, on a thread of its own; the daemon waits for it up to its stop deadline and then
+    /// exits whatever it does.
+    fn shutdown(&self);
+}
