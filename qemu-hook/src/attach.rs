@@ -1,0 +1,271 @@
+//! Attaching to a running disk: from here on every write of the guest reaches the sink.
+//!
+//! In order: what an earlier process of ours left is cleared away; the bitmap starts marking; a
+//! socketpair is made, one end given to QEMU, NBD served on the other; QEMU opens it as a node
+//! (`blockdev-add`) and mirrors to it (`blockdev-mirror` sync=none, write-blocking). Nothing listens,
+//! nothing has a path, nobody else can connect.
+//!
+//! Invariant: a tap that fails ends the mirror and never reaches the guest (on-target-error=report,
+//! reconnect-delay 0). What a crash of ours leaves in QEMU (a node, an ending job, an export) is found
+//! by its name and cleared at the next attach.
+
+use std::{
+    io,
+    os::{fd::AsFd, unix::net::UnixStream},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::{
+    bitmap::{self, BitmapNames},
+    monitor::{Monitor, MonitorError},
+    node::Node,
+    read_export,
+    sink::WriteSink,
+    tap::{TapConfig, TapHandle, TapStats, spawn_tap},
+};
+
+/// How long QEMU may take until the mirror is ready, or gone.
+const JOB_DEADLINE: Duration = Duration::from_secs(20);
+/// How often a job's state is asked for while waiting.
+const JOB_POLL: Duration = Duration::from_millis(20);
+/// Chunks of the mirror, bytes: 64 KiB would make neighbouring writes wait for each other.
+const MIRROR_GRANULARITY: u64 = 4096;
+
+/// Why a tap could not be attached or detached.
+#[derive(Debug, Error)]
+pub enum AttachError {
+    /// QEMU's monitor.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    /// A descriptor or thread could not be made.
+    #[error("cannot make a tap: {0}")]
+    Io(#[from] io::Error),
+    /// Another block job works on the disk.
+    #[error("node {node} is busy with block job '{job}' ({kind})")]
+    Busy {
+        /// The node.
+        node: String,
+        /// The job's id.
+        job: String,
+        /// The job's type.
+        kind: String,
+    },
+    /// The mirror ended or did not come up.
+    #[error("QEMU's mirror of {node} {what}")]
+    Mirror {
+        /// The node.
+        node: String,
+        /// What happened.
+        what: String,
+    },
+}
+
+/// The names under which a volume's pieces are known inside QEMU.
+#[derive(Debug, Clone)]
+pub struct Names {
+    /// The mirror job.
+    pub job: String,
+    /// The NBD node over the tap (31 characters at most, as all node names).
+    pub tap: String,
+    /// The mirror's filter node.
+    pub filter: String,
+    /// The read-only export for the seed.
+    pub export: String,
+}
+
+impl Names {
+    /// Names for volume `volume` of the machine with the short tag `tag` (8 hexadecimal digits).
+    pub fn new(tag: &str, volume: u16) -> Self {
+        let base = format!("vcdp-{tag}-{volume}");
+        Self {
+            job: format!("{base}-mirror"),
+            tap: format!("{base}-tap"),
+            filter: format!("{base}-filter"),
+            export: format!("{base}-read"),
+        }
+    }
+}
+
+/// A live tap on one volume.
+pub struct Attachment {
+    /// The node that is tapped.
+    pub node: Node,
+    names: Names,
+    tap: TapHandle,
+    stats: Arc<TapStats>,
+}
+
+/// Attaches a tap to `node`; from its return on, every write of the guest reaches `sink`.
+///
+/// # Errors
+/// [`AttachError`]; then nothing of ours is left in QEMU, as far as QEMU still answers.
+pub fn attach<S: WriteSink>(
+    monitor: &dyn Monitor,
+    node: &Node,
+    names: &Names,
+    bitmaps: &BitmapNames,
+    sink: S,
+) -> Result<Attachment, AttachError> {
+    clear_leftovers(monitor, names)?;
+    refuse_busy(monitor, node)?;
+    bitmap::ensure(monitor, node, bitmaps)?;
+
+    let (ours, theirs) = UnixStream::pair()?;
+    let stats = Arc::new(TapStats::default());
+    let config = TapConfig { name: names.tap.clone(), size: node.size };
+    let tap = spawn_tap(ours, config, sink, Arc::clone(&stats))?;
+    let attachment = Attachment { node: node.clone(), names: names.clone(), tap, stats };
+    match attachment.start(monitor, theirs) {
+        Ok(()) => Ok(attachment),
+        Err(e) => {
+            attachment.tap.close();
+            if let Err(left) = clear_leftovers(monitor, names) {
+                tracing::warn!(node = node.name, error = %left, "could not clear a failed tap");
+            }
+            Err(e)
+        }
+    }
+}
+
+impl Attachment {
+    fn start(&self, monitor: &dyn Monitor, theirs: UnixStream) -> Result<(), AttachError> {
+        let names = &self.names;
+        monitor.send_fd(&names.tap, theirs.as_fd())?;
+        drop(theirs);
+        monitor.execute(
+            "blockdev-add",
+            json!({
+                "driver": "nbd", "node-name": names.tap, "reconnect-delay": 0,
+                "server": {"type": "fd", "str": names.tap}, "export": "",
+            }),
+        )?;
+        monitor.execute(
+            "blockdev-mirror",
+            json!({
+                "job-id": names.job, "device": self.node.name, "target": names.tap,
+                "sync": "none", "copy-mode": "write-blocking", "granularity": MIRROR_GRANULARITY,
+                "on-source-error": "report", "on-target-error": "report",
+                "filter-node-name": names.filter,
+            }),
+        )?;
+        let give_up = Instant::now() + JOB_DEADLINE;
+        loop {
+            match job(monitor, &names.job)? {
+                Some(j) if j["ready"] == true || j["status"] == "ready" => return Ok(()),
+                Some(_) if Instant::now() < give_up => thread::sleep(JOB_POLL),
+                Some(j) => return Err(self.mirror_error(format!("did not become ready: {}", j["status"]))),
+                None => return Err(self.mirror_error("ended at once".into())),
+            }
+        }
+    }
+
+    fn mirror_error(&self, what: String) -> AttachError {
+        AttachError::Mirror { node: self.node.name.clone(), what }
+    }
+
+    /// True once the tap has ended, for whatever reason; a lost tap never comes back by itself.
+    pub fn is_lost(&self) -> bool {
+        self.tap.is_ended()
+    }
+
+    /// Counters of what came through the tap.
+    pub fn stats(&self) -> &TapStats {
+        &self.stats
+    }
+
+    /// The names of the pieces inside QEMU.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Ends the mirror in good order: all writes begun so far reach the sink first.
+    ///
+    /// # Errors
+    /// [`AttachError`]; the tap is closed all the same.
+    pub fn detach(self, monitor: &dyn Monitor) -> Result<(), AttachError> {
+        let ended = end_job(monitor, &self.names.job, false)
+            .and_then(|()| clear_leftovers(monitor, &self.names));
+        self.tap.close();
+        self.tap.join();
+        ended
+    }
+
+    /// Closes the tap at once, without a word to QEMU: its mirror ends, the guest goes on.
+    pub fn abandon(self) {
+        self.tap.close();
+        self.tap.join();
+    }
+}
+
+/// Clears what an earlier process of ours, or a failed attach, left inside QEMU.
+///
+/// # Errors
+/// [`AttachError`].
+pub fn clear_leftovers(monitor: &dyn Monitor, names: &Names) -> Result<(), AttachError> {
+    if job(monitor, &names.job)?.is_some() {
+        end_job(monitor, &names.job, true)?;
+    }
+    read_export::clear(monitor, &names.export)?;
+    if crate::node::names(monitor)?.contains(&names.tap) {
+        monitor.execute("blockdev-del", json!({"node-name": names.tap}))?;
+    }
+    Ok(())
+}
+
+fn refuse_busy(monitor: &dyn Monitor, node: &Node) -> Result<(), AttachError> {
+    let jobs = monitor.execute("query-block-jobs", Value::Null)?;
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    for j in jobs.as_array().into_iter().flatten() {
+        // `device` is the job's own id for node-level jobs; a libvirt job names the disk's job so.
+        let on_node = j["device"] == node.name.as_str() || busy_on(monitor, j, &node.name)?;
+        if on_node {
+            return Err(AttachError::Busy { node: node.name.clone(), job: text(&j["device"]), kind: text(&j["type"]) });
+        }
+    }
+    Ok(())
+}
+
+/// True when `job`'s filter sits directly above `node`.
+fn busy_on(monitor: &dyn Monitor, job: &Value, node: &str) -> Result<bool, MonitorError> {
+    let graph = match monitor.execute("x-debug-query-block-graph", Value::Null) {
+        Ok(graph) => graph,
+        Err(MonitorError::Refused { .. }) => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    let id_of = |kind: &str, name: &Value| {
+        graph["nodes"].as_array().into_iter().flatten()
+            .find(|n| n["type"] == kind && n["name"] == *name)
+            .and_then(|n| n["id"].as_u64())
+    };
+    let (Some(job), Some(node)) = (id_of("block-job", &job["device"]), id_of("block-driver", &json!(node))) else {
+        return Ok(false);
+    };
+    let edges = graph["edges"].as_array();
+    Ok(edges.into_iter().flatten().any(|e| e["parent"] == job && e["child"] == node))
+}
+
+fn job(monitor: &dyn Monitor, id: &str) -> Result<Option<Value>, MonitorError> {
+    let jobs = monitor.execute("query-block-jobs", Value::Null)?;
+    Ok(jobs.as_array().into_iter().flatten().find(|j| j["device"] == id).cloned())
+}
+
+/// Cancels job `id` and waits until it is gone; `force` gives up what is under way.
+fn end_job(monitor: &dyn Monitor, id: &str, force: bool) -> Result<(), AttachError> {
+    match monitor.execute("block-job-cancel", json!({"device": id, "force": force})) {
+        Ok(_) | Err(MonitorError::Refused { .. }) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let give_up = Instant::now() + JOB_DEADLINE;
+    while let Some(j) = job(monitor, id)? {
+        if Instant::now() >= give_up {
+            return Err(AttachError::Mirror { node: id.to_owned(), what: format!("does not end: {}", j["status"]) });
+        }
+        thread::sleep(JOB_POLL);
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! Long work of the daemon: exports and commits, each on a thread of its own, watched by polling.
+//!
+//! A job's state is a small record behind a mutex; the worker updates it through [`JobHandle`]. Ended
+//! jobs are kept (the newest [`ENDED_MAX`]) so that a client that polls late still gets its answer.
+//! Invariant: a job that was started ends as done, failed or cancelled, even when its worker panics.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use crate::api::{ApiError, ApiErrorKind, ApiResult, v1};
+use crate::engine::guard;
+
+/// How many ended jobs are remembered.
+const ENDED_MAX: usize = 100;
+
+/// All jobs of the daemon.
+#[derive(Default)]
+pub(crate) struct Jobs {
+    next: AtomicU64,
+    jobs: Mutex<BTreeMap<u64, Arc<JobHandle>>>,
+}
+
+/// The worker's and the clients' view of one job.
+pub(crate) struct JobHandle {
+    record: Mutex<v1::Job>,
+    cancelled: AtomicBool,
+}
+
+impl JobHandle {
+    /// True once somebody asked for the job to be cancelled.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Asks the worker to stop at its next step.
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes how far the work has come, in bytes.
+    pub(crate) fn progress(&self, done: u64, total: u64) {
+        let mut record = guard(&self.record);
+        let what = record.kind.clone();
+        record.progress = Some(v1::Progress { what, done_bytes: done, total_bytes: total });
+    }
+
+    /// Notes a file that was written whole.
+    pub(crate) fn wrote(&self, file: String) {
+        guard(&self.record).files.push(file);
+    }
+
+    /// The job as clients see it.
+    pub(crate) fn record(&self) -> v1::Job {
+        guard(&self.record).clone()
+    }
+
+    fn end(&self, outcome: ApiResult<()>) {
+        let mut record = guard(&self.record);
+        match outcome {
+            Ok(()) => record.state = "done".into(),
+            Err(_) if self.is_cancelled() => record.state = "cancelled".into(),
+            Err(e) => {
+                record.state = "failed".into();
+                record.error = e.what;
+                record.hint = e.hint.unwrap_or_default();
+            }
+        }
+    }
+}
+
+impl Jobs {
+    /// Starts `work` on a thread of its own.
+    pub(crate) fn start(
+        &self,
+        kind: &str,
+        subject: &str,
+        point: Option<v1::Point>,
+        work: impl FnOnce(&JobHandle) -> ApiResult<()> + Send + 'static,
+    ) -> ApiResult<v1::Job> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let handle = Arc::new(JobHandle {
+            record: Mutex::new(v1::Job {
+                id: id.to_string(),
+                kind: kind.into(),
+                machine: subject.into(),
+                state: "running".into(),
+                point,
+                ..Default::default()
+            }),
+            cancelled: AtomicBool::new(false),
+        });
+        let for_worker = Arc::clone(&handle);
+        thread::Builder::new()
+            .name(format!("{kind}-{id}"))
+            .spawn(move || {
+                let outcome = catch_unwind(AssertUnwindSafe(|| work(&for_worker)));
+                for_worker.end(outcome.unwrap_or_else(|_| {
+                    Err(ApiError::new(ApiErrorKind::Internal, "the job ended by a defect; the log has it"))
+                }));
+            })
+            .map_err(|e| ApiError::new(ApiErrorKind::ResourceExhausted, format!("cannot start the job: {e}")))?;
+        let mut jobs = guard(&self.jobs);
+        jobs.insert(id, Arc::clone(&handle));
+        let ended: Vec<u64> =
+            jobs.iter().filter(|(_, j)| j.record().state != "running").map(|(id, _)| *id).collect();
+        for id in ended.iter().take(ended.len().saturating_sub(ENDED_MAX)) {
+            jobs.remove(id);
+        }
+        Ok(handle.record())
+    }
+
+    /// Finds a job.
+    pub(crate) fn get(&self, id: &str) -> ApiResult<Arc<JobHandle>> {
+        id.parse().ok().and_then(|id: u64| guard(&self.jobs).get(&id).cloned()).ok_or_else(|| {
+            ApiError::new(ApiErrorKind::NotFound, format!("there is no job '{id}'"))
+                .hint("jobs do not outlive the daemon; start the work again")
+        })
+    }
+
+    /// How many jobs run now.
+    pub(crate) fn running(&self) -> usize {
+        guard(&self.jobs).values().filter(|j| j.record().state == "running").count()
+    }
+
+    /// Asks every running job to stop.
+    pub(crate) fn cancel_all(&self) {
+        guard(&self.jobs).values().for_each(|j| j.cancel());
+    }
+}
