@@ -1,1 +1,47 @@
 //! What virt-cdp keeps and how it is found again: buffer, journal, points, base points, views.
+//!
+//! Everything kept of one machine lives in one directory, its [`Harbor`]. Two verbs:
+//!
+//! - **append a write**: [`Harbor::record`] gives a [`Recorder`]; its [`VolumeRecorder`]s hand out
+//!   buffers, take writes, number them in one sequence over all volumes and journal them.
+//!   [`Recorder::point`] marks a moment; [`Harbor::seed`] writes the base point underneath.
+//! - **view a machine at a point**: [`Harbor::view`] merges base point and journal into a
+//!   read-only [`View`] of every volume.
+//!
+//! The crate knows nothing of QEMU, NBD, libvirt or the network. `FORMAT.md` gives every byte of
+//! what it writes.
+//!
+//! Modules are listed in the order in which a write meets them.
+
+pub mod bounds;
+pub mod error;
+
+pub mod clock;
+pub mod machine;
+pub mod point;
+
+pub mod storage;
+
+pub mod buffer;
+pub mod recorder;
+
+pub mod format;
+pub mod journal;
+
+pub mod base;
+pub mod qcow2;
+
+pub mod extents;
+pub mod view;
+
+pub mod harbor;
+
+pub use base::{BasePoint, SeedWriter};
+pub use buffer::IoBuf;
+pub use clock::{Clock, SystemClock, Timestamp};
+pub use error::{HarborError, JournalError, Refused};
+pub use harbor::{AckRule, Harbor, Options, RecoveryReport, Usage};
+pub use machine::{MachineDescription, MachineSource, VolumeDescription, VolumeId};
+pub use point::{Gap, GapReason, Grade, Point, PointId, Seq, XmlVersion};
+pub use recorder::{Recorder, RecorderStats, VolumeRecorder};
+pub use view::{LatestImage, View, ViewExtent};

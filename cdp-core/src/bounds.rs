@@ -1,0 +1,75 @@
+//! Every bound of the crate, in one place, with what must hold between them.
+//!
+//! Sizes are in bytes unless the name says otherwise. A bound that stands in the format
+//! (`FORMAT.md`) is marked so; changing it is a new format version.
+
+/// Unit in which guests address disks, and to which payloads are aligned (format).
+pub const SECTOR: usize = 512;
+/// Unit in which frames are placed in a segment (format).
+pub const BLOCK: usize = 4096;
+/// Cluster of a base point, and the grain of resync bookkeeping (format).
+pub const CLUSTER: usize = 64 * 1024;
+
+/// Largest single request that is taken, as NBD and QEMU split above it (format).
+pub const REQUEST_MAX: usize = 32 * 1024 * 1024;
+/// Smallest, default and largest budget of the IO buffer of one machine.
+pub const BUFFER_BUDGET_MIN: usize = REQUEST_MAX + SECTOR;
+/// Default budget of the IO buffer of one machine.
+pub const BUFFER_BUDGET_DEFAULT: usize = 64 * 1024 * 1024;
+/// Largest budget of the IO buffer of one machine.
+pub const BUFFER_BUDGET_MAX: usize = 256 * 1024 * 1024;
+
+/// A frame takes no further record once it holds this many payload bytes.
+pub const FRAME_PAYLOAD_TARGET: usize = 4 * 1024 * 1024;
+/// Most records in a frame (format).
+pub const FRAME_RECORDS_MAX: usize = 256;
+/// Most payload bytes in a frame: the target, overshot by one request.
+pub const FRAME_PAYLOAD_MAX: usize = FRAME_PAYLOAD_TARGET + REQUEST_MAX;
+/// Longest frame: header and table, payloads with their padding, rounded to a block (format).
+pub const FRAME_LEN_MAX: usize =
+    64 * (FRAME_RECORDS_MAX + 1) + SECTOR + FRAME_PAYLOAD_MAX + FRAME_RECORDS_MAX * SECTOR + BLOCK;
+
+/// Length at which a segment is sealed unless the options say otherwise.
+pub const SEGMENT_DEFAULT: u64 = 64 * 1024 * 1024;
+/// Smallest length at which a segment may be sealed.
+pub const SEGMENT_MIN: u64 = 64 * 1024;
+/// Largest length at which a segment may be sealed.
+pub const SEGMENT_MAX: u64 = 4 * 1024 * 1024 * 1024;
+
+/// Longest label of a point.
+pub const LABEL_MAX: usize = 1024;
+/// Longest machine id, in UTF-8 (format).
+pub const MACHINE_ID_MAX: usize = 64;
+/// Longest domain XML that is kept.
+pub const XML_MAX: u64 = 4 * 1024 * 1024;
+/// Longest `machine.toml` that is read.
+pub const DESCRIPTION_MAX: u64 = 4 * 1024 * 1024;
+
+/// Largest volume; seeding it in full takes 64 MiB of memory per TiB for its tables.
+pub const VOLUME_SIZE_MAX: u64 = 64 << 40;
+/// Most volumes of one machine.
+pub const VOLUMES_MAX: usize = 1024;
+
+/// A resync call is cut into pieces of this length, so that the sequencer is never held long.
+pub const RESYNC_PIECE: usize = 256 * 1024;
+/// Unit in which an export reads and writes.
+pub const COPY_PIECE: usize = 1024 * 1024;
+
+const _: () = {
+    assert!(BLOCK.is_multiple_of(SECTOR));
+    assert!(CLUSTER.is_multiple_of(BLOCK));
+    assert!(
+        CLUSTER / SECTOR == 128,
+        "a cluster's sectors fit the bits of a u128"
+    );
+    assert!(COPY_PIECE.is_multiple_of(CLUSTER));
+    assert!(RESYNC_PIECE.is_multiple_of(CLUSTER));
+    assert!(REQUEST_MAX <= u32::MAX as usize);
+    assert!(FRAME_LEN_MAX <= u32::MAX as usize);
+    assert!(BUFFER_BUDGET_MIN <= BUFFER_BUDGET_DEFAULT);
+    assert!(BUFFER_BUDGET_DEFAULT <= BUFFER_BUDGET_MAX);
+    assert!(SEGMENT_MIN <= SEGMENT_DEFAULT && SEGMENT_DEFAULT <= SEGMENT_MAX);
+    assert!(LABEL_MAX <= REQUEST_MAX);
+    // A cluster's number in a base point is kept in 32 bits, metadata included.
+    assert!(VOLUME_SIZE_MAX / CLUSTER as u64 * 2 <= u32::MAX as u64);
+};

@@ -1,0 +1,106 @@
+//! The door to the storage: every file operation of the crate goes through it.
+//!
+//! [`RealStorage`] is the operating system's; [`FaultyStorage`] fails on purpose, for tests. A file
+//! is written at given positions only, never through a moving one, so that handles can be shared.
+
+use std::any::Any;
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::Arc;
+
+mod faulty;
+mod real;
+
+pub use faulty::{Fault, FaultyStorage};
+pub use real::RealStorage;
+
+/// Tells how a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenMode {
+    /// For reading; it must exist.
+    Read,
+    /// For reading and writing; it must exist.
+    Write,
+    /// For reading and writing; it must not exist, and gets mode 0600.
+    New,
+}
+
+/// The operations on directories and whole files.
+pub trait Storage: Send + Sync + fmt::Debug {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>>;
+
+    /// Makes a directory of mode 0700.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Returns the names in a directory, sorted.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+
+    /// Renames a file, replacing what has the new name.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Puts the entries of a directory on stable storage.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Locks a file for this holder alone, making it if need be, until the answer is dropped; none
+    /// if it is locked.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send + Sync>>>;
+}
+
+/// The operations on an open file.
+pub trait StorageFile: Send + Sync + fmt::Debug {
+    /// Returns the file's length in bytes.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Fills `buf` from byte `offset`.
+    ///
+    /// # Errors
+    /// As the operating system says; `UnexpectedEof` if the file is shorter.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `parts`, one after the other, from byte `offset`.
+    ///
+    /// # Errors
+    /// As the operating system says; a part may have been written.
+    fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
+
+    /// Cuts the file, or extends it with zeros.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Puts the file's content on stable storage, and its length.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn sync(&self) -> io::Result<()>;
+}
