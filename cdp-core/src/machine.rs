@@ -42,14 +42,27 @@ pub struct MachineDescription {
     pub point_interval_ms: u64,
     /// When protection was set up.
     pub created: Timestamp,
-    /// Whether the user has suspended the protection.
+    /// Whether the user wants writes to be captured.
     #[serde(default)]
-    pub suspended: bool,
+    pub mode: Mode,
     /// Where the machine runs.
     pub source: MachineSource,
     /// Its protected disks.
     #[serde(default)]
     pub volumes: Vec<VolumeDescription>,
+}
+
+/// Tells what the user wants to happen with the machine's writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// They are captured whenever the machine runs.
+    #[default]
+    Active,
+    /// Not for now; the user will resume.
+    Suspended,
+    /// No longer; what was kept stays.
+    Released,
 }
 
 /// Tells how the running machine is reached.
