@@ -65,18 +65,4 @@ build_once() {
   exec 8>&-
 }
 
-# Unpacks the current cloud kernel's package into a directory, without installing it; prints its release.
-unpack_kernel() {
-  local into=$1 package downloads
-  package=$(LC_ALL=C apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[^<]*\)$/\1/p' | head -n 1)
-  [[ -n $package ]] || die "apt knows no linux-image-cloud-amd64: run apt-get update"
-  downloads=$(mktemp -d "$into/.download.XXXXXX")
-  (cd "$downloads" && apt-get -q -o APT::Sandbox::User=root download "$package") >&2 || die "cannot download $package: run apt-get update"
-  dpkg -x "$downloads"/*.deb "$into"
-  rm -rf "$downloads"
-  # A merged /usr is where newer releases keep modules.
-  if [[ ! -d $into/lib/modules ]]; then mkdir -p "$into/lib" && ln -s ../usr/lib/modules "$into/lib/modules"; fi
-  ls "$into/lib/modules"
-}
-
 build_static() { gcc -Wall -Wextra -O2 -static -s -o "$2" "$1"; }
