@@ -1,3 +1,6 @@
 //! The virt-cdp program: daemon virtcdpd, gRPC API, command line.
 
 pub mod api;
+pub mod daemon;
+
+pub mod units;
