@@ -1,0 +1,207 @@
+//! A protected machine as the rest of the daemon sees it: its harbor, its state, its commands.
+//!
+//! The work is done by the machine's supervisor thread ([`super::supervisor`]); this is the handle that
+//! API calls share. Invariant: what a call reads here is a snapshot; nothing here waits for QEMU.
+
+use std::{
+    sync::{Arc, Mutex, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use cdp_core::{Harbor, MachineDescription, Mode, Point, RecorderStats, Timestamp, VolumeId};
+
+use crate::{
+    api::{ApiError, ApiErrorKind, ApiResult},
+    engine::{capture::ReadProgress, guard},
+};
+
+/// How long a command may take; a detach waits for QEMU.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
+
+/// What a machine is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nothing has been tried yet.
+    Starting,
+    /// The first base point is read; there are no points yet.
+    Seeding,
+    /// Writes are captured and points are made.
+    Protected,
+    /// What was missed is read; no points are made meanwhile.
+    Resyncing,
+    /// The machine does not run.
+    Off,
+    /// The user has suspended the capture.
+    Suspended,
+    /// The user has ended the protection; what was kept can be viewed.
+    Unprotected,
+    /// The last attempt failed; the detail has the reason and when the next one is.
+    Failed,
+}
+
+impl State {
+    /// The state's stable name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Seeding => "seeding",
+            Self::Protected => "protected",
+            Self::Resyncing => "resyncing",
+            Self::Off => "off",
+            Self::Suspended => "suspended",
+            Self::Unprotected => "unprotected",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A snapshot of what a machine is doing.
+#[derive(Debug, Clone)]
+pub(crate) struct Status {
+    /// The state.
+    pub(crate) state: State,
+    /// Why, when there is something to say.
+    pub(crate) detail: String,
+    /// Since when.
+    pub(crate) since: Timestamp,
+    /// Disks that are not protected, with the reason.
+    pub(crate) left_out: Vec<String>,
+    /// Volumes with a live tap.
+    pub(crate) attached: Vec<VolumeId>,
+    /// Of the seed or resync, while one is under way.
+    pub(crate) progress: Option<Arc<ReadProgress>>,
+    /// Of the recording, while there is one.
+    pub(crate) stats: Option<RecorderStats>,
+}
+
+/// What a supervisor is asked to do.
+pub(crate) enum Command {
+    /// Something may have changed: look.
+    Wake,
+    /// Try to capture now, and say how it went.
+    Start(mpsc::Sender<ApiResult<()>>),
+    /// Change what the user wants.
+    SetMode(Mode, mpsc::Sender<ApiResult<()>>),
+    /// Make a point now.
+    Point(Option<String>, mpsc::Sender<ApiResult<Point>>),
+    /// Put everything down; the thread ends.
+    Shutdown,
+}
+
+/// A protected machine.
+pub(crate) struct Machine {
+    /// The user's name for it.
+    pub(crate) name: String,
+    harbor: Mutex<Harbor>,
+    status: Mutex<Status>,
+    commands: mpsc::Sender<Command>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Machine {
+    /// A machine whose supervisor is about to be started with the receiver.
+    pub(crate) fn new(harbor: Harbor, left_out: Vec<String>) -> (Self, mpsc::Receiver<Command>) {
+        let (commands, receiver) = mpsc::channel();
+        let status = Status {
+            state: State::Starting,
+            detail: String::new(),
+            since: now(),
+            left_out,
+            attached: Vec::new(),
+            progress: None,
+            stats: None,
+        };
+        let machine = Self {
+            name: harbor.description().name,
+            harbor: Mutex::new(harbor),
+            status: Mutex::new(status),
+            commands,
+            thread: Mutex::new(None),
+        };
+        (machine, receiver)
+    }
+
+    /// The harbor, to be held only as long as it is used.
+    pub(crate) fn harbor(&self) -> Harbor {
+        guard(&self.harbor).clone()
+    }
+
+    /// Puts a harbor that was opened again in the place of the old one.
+    pub(crate) fn replace_harbor(&self, harbor: Harbor) {
+        *guard(&self.harbor) = harbor;
+    }
+
+    /// The machine's description.
+    pub(crate) fn description(&self) -> MachineDescription {
+        self.harbor().description()
+    }
+
+    /// What the machine is doing.
+    pub(crate) fn status(&self) -> Status {
+        guard(&self.status).clone()
+    }
+
+    /// Notes a state; the time is kept while neither state nor detail change.
+    pub(crate) fn set_state(&self, state: State, detail: &str) {
+        let mut status = guard(&self.status);
+        if status.state == state && status.detail == detail {
+            return;
+        }
+        if status.state != state {
+            status.since = now();
+            tracing::info!(machine = self.name, from = status.state.name(), to = state.name(), detail, "state");
+        }
+        status.state = state;
+        detail.clone_into(&mut status.detail);
+    }
+
+    /// Notes whatever else a supervisor has to tell.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut guard(&self.status));
+    }
+
+    /// Keeps the supervisor's thread, to be joined at the end.
+    pub(crate) fn set_thread(&self, thread: JoinHandle<()>) {
+        *guard(&self.thread) = Some(thread);
+    }
+
+    /// Has the supervisor look at the machine now.
+    pub(crate) fn wake(&self) {
+        let _ = self.commands.send(Command::Wake);
+    }
+
+    /// Sends a command and waits for its answer.
+    pub(crate) fn ask<T>(&self, command: impl FnOnce(mpsc::Sender<ApiResult<T>>) -> Command) -> ApiResult<T> {
+        let (answer, answered) = mpsc::channel();
+        let gone = |_| ApiError::new(ApiErrorKind::Unavailable, format!("machine '{}' is being put down", self.name));
+        self.commands.send(command(answer)).map_err(|e| gone(e.to_string()))?;
+        match answered.recv_timeout(COMMAND_DEADLINE) {
+            Ok(outcome) => outcome,
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(gone(String::new())),
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(ApiError::new(
+                ApiErrorKind::Unavailable,
+                format!("machine '{}' does not answer; QEMU or libvirt may hang", self.name),
+            )),
+        }
+    }
+
+    /// Begins to put the machine down; [`join`](Self::join) waits for it.
+    pub(crate) fn begin_shutdown(&self) {
+        let _ = self.commands.send(Command::Shutdown);
+    }
+
+    /// Waits until the supervisor has put everything down.
+    pub(crate) fn join(&self) {
+        let thread = guard(&self.thread).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The time now.
+pub(crate) fn now() -> Timestamp {
+    use cdp_core::{Clock, SystemClock};
+    SystemClock.now()
+}

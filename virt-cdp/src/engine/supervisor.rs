@@ -1,0 +1,374 @@
+//! The thread that looks after one machine: captures whenever it runs, makes points, heals.
+//!
+//! A loop: wait for a command or the next moment of interest, then bring what is into line with what the
+//! user wants. No capture and the machine runs: start one. A capture that lost its tap: end it, note
+//! the gap, start again. Failures are tried again with a growing pause; nothing is given up.
+//!
+//! Invariant: points are made only between a capture's barrier and its end. What a crash leaves is put
+//! right by the next start: the journal is whole up to its tail, the time since is a gap.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use cdp_core::{GapReason, Grade, Harbor, Mode, Options, Point, Timestamp};
+
+use crate::{
+    api::{ApiError, ApiErrorKind, ApiResult},
+    engine::{
+        capture::{Capture, ReadState},
+        errors::{from_harbor, sentence},
+        machine::{Command, Machine, State, now},
+        source::{Presence, Source},
+        upkeep::{Upkeep, keep_definition},
+    },
+};
+
+/// How often a capture is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+/// How often it is asked whether a machine that is off runs again; events make it sooner.
+const PRESENCE_INTERVAL: Duration = Duration::from_secs(2);
+/// Pause after the first failure; doubles up to the longest.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest pause between two attempts.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// What a supervisor works with.
+pub(crate) struct Setting {
+    /// Where the machine runs.
+    pub(crate) source: Arc<dyn Source>,
+    /// How harbors are opened.
+    pub(crate) options: Options,
+    /// A directory only the daemon can enter, for sockets.
+    pub(crate) private_dir: PathBuf,
+    /// How often bitmaps are rotated.
+    pub(crate) bitmap_interval: Duration,
+}
+
+struct Supervisor {
+    machine: Arc<Machine>,
+    setting: Setting,
+    tag: String,
+    capture: Option<Active>,
+    look_at: Instant,
+    pause: Duration,
+    gap: Option<(GapReason, Timestamp)>,
+}
+
+/// A capture and what belongs to it.
+struct Active {
+    capture: Capture,
+    ready: bool,
+    upkeep: Option<Upkeep>,
+    next_point: Instant,
+}
+
+/// The short tag of a machine, from its id: what its pieces inside QEMU are named after.
+pub(crate) fn tag(machine_id: &str) -> String {
+    machine_id.chars().filter(char::is_ascii_hexdigit).take(8).collect()
+}
+
+/// Starts the supervisor of `machine`.
+pub(crate) fn start(
+    machine: &Arc<Machine>,
+    commands: mpsc::Receiver<Command>,
+    setting: Setting,
+) -> std::io::Result<()> {
+    let harbor = machine.harbor();
+    // A gap that is open in the journal keeps its own start and reason.
+    let gap = harbor.newest_point().map(|p| (GapReason::Crash, p.time));
+    let supervisor = Supervisor {
+        machine: Arc::clone(machine),
+        setting,
+        tag: tag(&harbor.description().machine_id),
+        capture: None,
+        look_at: Instant::now(),
+        pause: RETRY_FIRST,
+        gap,
+    };
+    let thread = thread::Builder::new()
+        .name(format!("vm-{}", supervisor.tag))
+        .spawn(move || supervisor.run(&commands))?;
+    machine.set_thread(thread);
+    Ok(())
+}
+
+impl Supervisor {
+    fn run(mut self, commands: &mpsc::Receiver<Command>) {
+        loop {
+            match commands.recv_timeout(self.next_wait()) {
+                Ok(Command::Shutdown) | Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Ok(command) => self.obey(command),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+            }
+            self.look();
+        }
+        self.put_down(Some(GapReason::DaemonStopped), false);
+    }
+
+    fn next_wait(&self) -> Duration {
+        let until = |t: Instant| t.saturating_duration_since(Instant::now());
+        match &self.capture {
+            Some(active) if active.ready => until(active.next_point).min(WATCH_INTERVAL),
+            Some(_) => WATCH_INTERVAL,
+            None => until(self.look_at),
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Wake => {
+                if self.capture.is_none() {
+                    self.look_at = Instant::now();
+                }
+            }
+            Command::Start(answer) => {
+                let outcome = self.try_capture();
+                let _ = answer.send(outcome);
+            }
+            Command::SetMode(mode, answer) => {
+                let _ = answer.send(self.set_mode(mode));
+            }
+            Command::Point(label, answer) => {
+                let _ = answer.send(self.make_point(label.as_deref()));
+            }
+            Command::Shutdown => {}
+        }
+    }
+
+    fn harbor(&self) -> Harbor {
+        self.machine.harbor()
+    }
+
+    /// Brings what is into line with what is wanted.
+    fn look(&mut self) {
+        match self.harbor().description().mode {
+            Mode::Active => {}
+            Mode::Suspended => return self.machine.set_state(State::Suspended, ""),
+            Mode::Released => return self.machine.set_state(State::Unprotected, ""),
+        }
+        match &self.capture {
+            Some(_) => self.look_at_capture(),
+            None if Instant::now() >= self.look_at => self.look_at_machine(),
+            None => {}
+        }
+    }
+
+    fn look_at_machine(&mut self) {
+        self.look_at = Instant::now() + PRESENCE_INTERVAL;
+        match self.setting.source.presence() {
+            Presence::Off => {
+                self.pause = RETRY_FIRST;
+                self.machine.set_state(State::Off, "");
+            }
+            Presence::Unknown(reason) => self.failed(&ApiError::new(ApiErrorKind::Unavailable, reason)),
+            Presence::Running(_) => {
+                if let Err(error) = self.try_capture() {
+                    self.failed(&error);
+                }
+            }
+        }
+    }
+
+    /// Notes a failure and when the next attempt is.
+    fn failed(&mut self, error: &ApiError) {
+        let detail = format!("{}; next attempt in {} s", error.what, self.pause.as_secs());
+        tracing::warn!(machine = self.machine.name, error = error.what, "not captured");
+        self.machine.set_state(State::Failed, &detail);
+        self.look_at = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(RETRY_MAX);
+    }
+
+    fn try_capture(&mut self) -> ApiResult<()> {
+        if self.capture.is_some() {
+            return Ok(());
+        }
+        self.reopen_if_failed()?;
+        let harbor = self.harbor();
+        let running = self.setting.source.open(&harbor.description().volumes)?;
+        keep_definition(&*self.setting.source, &harbor);
+        let gap = if harbor.is_seeded() { self.gap.or(Some((GapReason::TapLost, now()))) } else { None };
+        let capture = Capture::start(&harbor, running, &self.tag, self.setting.private_dir.clone(), gap)?;
+        let wake = Arc::downgrade(&self.machine);
+        capture.recorder().on_failure(move |_| {
+            if let Some(machine) = wake.upgrade() {
+                machine.wake();
+            }
+        });
+        let upkeep = Upkeep::start(
+            Arc::clone(&self.setting.source),
+            harbor.clone(),
+            capture.rotation(),
+            self.setting.bitmap_interval,
+        );
+        let state = if harbor.is_seeded() { State::Resyncing } else { State::Seeding };
+        self.machine.update(|s| {
+            s.attached = capture.volumes();
+            s.progress = Some(Arc::clone(&capture.progress));
+        });
+        self.machine.set_state(state, "");
+        let upkeep = upkeep.inspect_err(|e| tracing::warn!(error = %e, "no upkeep thread")).ok();
+        self.capture = Some(Active { capture, ready: false, upkeep, next_point: Instant::now() });
+        Ok(())
+    }
+
+    /// A journal that has failed takes nothing more until its harbor is opened anew.
+    fn reopen_if_failed(&self) -> ApiResult<()> {
+        let old = self.harbor();
+        if !old.is_failed() {
+            return Ok(());
+        }
+        let dir = old.dir().to_path_buf();
+        old.release();
+        drop(old);
+        let (harbor, report) = Harbor::open(&dir, self.setting.options.clone()).map_err(from_harbor)?;
+        tracing::info!(machine = self.machine.name, ?report, "harbor opened again after its journal had failed");
+        self.machine.replace_harbor(harbor);
+        Ok(())
+    }
+
+    fn look_at_capture(&mut self) {
+        let Some(active) = &mut self.capture else { return };
+        let stats = active.capture.recorder().stats();
+        self.machine.update(|s| s.stats = Some(stats));
+        if let Some(failure) = active.capture.recorder().failure() {
+            let what = format!("the journal has failed: {}", sentence(&*failure));
+            self.gap = Some((GapReason::JournalFailed, now()));
+            self.put_down(None, false);
+            return self.failed(&ApiError::new(ApiErrorKind::ResourceExhausted, what));
+        }
+        if !active.capture.lost().is_empty() {
+            return self.tap_lost();
+        }
+        if !active.ready {
+            match active.capture.read_state() {
+                ReadState::Reading => {}
+                ReadState::Finished | ReadState::Idle => self.became_ready(),
+                ReadState::Failed(error) => {
+                    self.put_down(Some(GapReason::TapLost), true);
+                    self.failed(&error);
+                }
+            }
+            return;
+        }
+        if Instant::now() >= active.next_point {
+            let interval = Duration::from_millis(self.machine.description().point_interval_ms);
+            active.next_point = next_moment(active.next_point, interval);
+            if let Err(error) = active.capture.recorder().point_if_written() {
+                tracing::warn!(machine = self.machine.name, error = sentence(&error), "no point could be made");
+            }
+        }
+    }
+
+    /// The barrier was reached: the gap ends, points begin.
+    fn became_ready(&mut self) {
+        let interval = Duration::from_millis(self.machine.description().point_interval_ms);
+        let Some(active) = &mut self.capture else { return };
+        let recorder = active.capture.recorder();
+        let begun = recorder.close_gap().and_then(|()| recorder.point(Grade::Crash, None));
+        if let Err(error) = begun {
+            return tracing::warn!(machine = self.machine.name, error = sentence(&error), "no first point");
+        }
+        if let Err(error) = active.capture.rotation().rotate() {
+            tracing::warn!(machine = self.machine.name, %error, "the bitmaps were not rotated");
+        }
+        active.ready = true;
+        active.next_point = Instant::now() + interval;
+        self.gap = None;
+        self.pause = RETRY_FIRST;
+        self.machine.update(|s| s.progress = None);
+        self.machine.set_state(State::Protected, "");
+    }
+
+    /// QEMU let go of a tap: it ended, or the mirror was cancelled.
+    fn tap_lost(&mut self) {
+        let still_runs = matches!(self.setting.source.presence(), Presence::Running(_));
+        let reason = if still_runs { GapReason::TapLost } else { GapReason::MachineStopped };
+        self.put_down(Some(reason), still_runs);
+        if still_runs {
+            self.failed(&ApiError::new(ApiErrorKind::Unavailable, "QEMU has let go of the tap"));
+        } else {
+            self.look_at = Instant::now();
+        }
+    }
+
+    /// Ends the capture: a last point where one can be made, then the gap for `reason`.
+    fn put_down(&mut self, reason: Option<GapReason>, tap_is_lost: bool) {
+        let Some(mut active) = self.capture.take() else { return };
+        drop(active.upkeep.take());
+        active.capture.detach();
+        let recorder = active.capture.recorder().clone();
+        if active.ready && let Err(error) = recorder.point_if_written() {
+            tracing::warn!(machine = self.machine.name, error = sentence(&error), "no last point");
+        }
+        if let Some(reason) = reason {
+            let start = now();
+            self.gap = Some((reason, start));
+            // Without a base point there are no points that could be missing.
+            if self.harbor().is_seeded() && let Err(error) = recorder.open_gap(reason, start) {
+                tracing::warn!(machine = self.machine.name, error = sentence(&error), tap_is_lost, "gap not recorded");
+            }
+        }
+        active.capture.end();
+        self.machine.update(|s| {
+            s.attached.clear();
+            s.progress = None;
+            s.stats = None;
+        });
+    }
+
+    fn set_mode(&mut self, mode: Mode) -> ApiResult<()> {
+        let harbor = self.harbor();
+        let mut description = harbor.description();
+        if description.mode == mode {
+            return Ok(());
+        }
+        description.mode = mode;
+        harbor.set_description(description).map_err(from_harbor)?;
+        match mode {
+            Mode::Active => {
+                self.pause = RETRY_FIRST;
+                self.look_at = Instant::now();
+            }
+            Mode::Suspended => {
+                self.put_down(Some(GapReason::Suspended), false);
+                self.machine.set_state(State::Suspended, "");
+            }
+            Mode::Released => {
+                if let Some(active) = &mut self.capture {
+                    let rotation = active.capture.rotation();
+                    drop(active.upkeep.take());
+                    active.capture.detach();
+                    rotation.remove_bitmaps();
+                }
+                self.put_down(Some(GapReason::Suspended), false);
+                self.machine.set_state(State::Unprotected, "");
+            }
+        }
+        Ok(())
+    }
+
+    fn make_point(&mut self, label: Option<&str>) -> ApiResult<Point> {
+        match &self.capture {
+            Some(active) if active.ready && active.capture.lost().is_empty() => {
+                active.capture.recorder().point(Grade::Crash, label).map_err(from_harbor)
+            }
+            _ => {
+                let state = self.machine.status().state.name();
+                let what = format!("no recovery point of '{}' can be made now: it is {state}", self.machine.name);
+                Err(ApiError::new(ApiErrorKind::FailedPrecondition, what)
+                    .hint("wait until its state is 'protected'; see 'virt-cdp info'"))
+            }
+        }
+    }
+}
+
+/// The next moment on the beat after `last`; beats that have passed are left out.
+fn next_moment(last: Instant, interval: Duration) -> Instant {
+    let now = Instant::now();
+    let next = last + interval;
+    if next > now { next } else { now + interval }
+}
