@@ -98,8 +98,12 @@ impl DaemonError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Config(error) => error.hint(),
-            Self::LogFilter { .. } => "give a level (error, warn, info, debug, trace) or module=level pairs".into(),
-            Self::Directory { role, source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            Self::LogFilter { .. } => {
+                "give a level (error, warn, info, debug, trace) or module=level pairs".into()
+            }
+            Self::Directory { role, source, .. }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
                 format!("start virtcdpd as root, or give a {role} that this user may write to")
             }
             Self::Directory { role, .. } => format!("make it by hand, or give another {role}"),
@@ -110,13 +114,19 @@ impl DaemonError {
                 };
                 format!("stop it ({stop}), or give this one its own --state-dir and --socket")
             }
-            Self::SocketServed { .. } => "stop that process, or give this daemon its own --socket".into(),
+            Self::SocketServed { .. } => {
+                "stop that process, or give this daemon its own --socket".into()
+            }
             Self::NotASocket { .. } => "remove it, or give another --socket".into(),
             Self::Listen { .. } => "give a --socket in a directory this user may write to".into(),
-            Self::NoSuchGroup { group } => format!("`groupadd --system {group}`, or change socket_group"),
+            Self::NoSuchGroup { group } => {
+                format!("`groupadd --system {group}`, or change socket_group")
+            }
             Self::System { .. } => return None,
             Self::Engine(error) => return error.hint.clone(),
-            Self::StopOverdue { .. } => "nothing is lost that was kept; see the log for what hung".into(),
+            Self::StopOverdue { .. } => {
+                "nothing is lost that was kept; see the log for what hung".into()
+            }
             Self::Serve { .. } => return None,
         })
     }
@@ -125,7 +135,9 @@ impl DaemonError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Config(_) | Self::LogFilter { .. } | Self::NoSuchGroup { .. } => ExitCode::from(2),
+            Self::Config(_) | Self::LogFilter { .. } | Self::NoSuchGroup { .. } => {
+                ExitCode::from(2)
+            }
             _ => ExitCode::FAILURE,
         }
     }

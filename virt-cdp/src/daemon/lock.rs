@@ -30,8 +30,16 @@ impl StateLock {
     /// [`DaemonError::Directory`] where it cannot be made or written to, [`DaemonError::Locked`] where
     /// another daemon has it.
     pub fn take(state_dir: &Path) -> Result<Self, DaemonError> {
-        let refused = |path: &Path, source| DaemonError::Directory { role: ROLE, path: path.into(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(|error| refused(state_dir, error))?;
+        let refused = |path: &Path, source| DaemonError::Directory {
+            role: ROLE,
+            path: path.into(),
+            source,
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(state_dir)
+            .map_err(|error| refused(state_dir, error))?;
         let path = state_dir.join("lock");
         let mut file = OpenOptions::new()
             .read(true)
@@ -45,8 +53,14 @@ impl StateLock {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut text = String::new();
-                let pid = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-                return Err(DaemonError::Locked { state_dir: state_dir.into(), pid });
+                let pid = file
+                    .read_to_string(&mut text)
+                    .ok()
+                    .and_then(|_| text.trim().parse().ok());
+                return Err(DaemonError::Locked {
+                    state_dir: state_dir.into(),
+                    pid,
+                });
             }
             Err(errno) => return Err(refused(&path, errno.into())),
         }

@@ -15,13 +15,20 @@ use super::{args::LogFormat, error::DaemonError};
 /// # Errors
 /// [`DaemonError::LogFilter`] where the filter cannot be parsed.
 pub fn start(log_level: &str, format: LogFormat) -> Result<(), DaemonError> {
-    let filter = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
+    let filter = std::env::var("RUST_LOG")
+        .ok()
+        .filter(|filter| !filter.is_empty());
     let filter = filter.as_deref().unwrap_or(log_level);
-    let parsed = EnvFilter::try_new(filter)
-        .map_err(|error| DaemonError::LogFilter { filter: filter.into(), what: error.to_string() })?;
+    let parsed = EnvFilter::try_new(filter).map_err(|error| DaemonError::LogFilter {
+        filter: filter.into(),
+        what: error.to_string(),
+    })?;
     let under_journald = std::env::var_os("JOURNAL_STREAM").is_some();
     let ansi = std::io::stderr().is_terminal() && !under_journald;
-    let builder = fmt().with_env_filter(parsed).with_writer(std::io::stderr).with_ansi(ansi);
+    let builder = fmt()
+        .with_env_filter(parsed)
+        .with_writer(std::io::stderr)
+        .with_ansi(ansi);
     // A second start in one process (tests) keeps the first.
     let started = match (format, under_journald) {
         (LogFormat::Json, _) => builder.json().flatten_event(true).try_init(),
@@ -30,8 +37,14 @@ pub fn start(log_level: &str, format: LogFormat) -> Result<(), DaemonError> {
     };
     if started.is_ok() {
         std::panic::set_hook(Box::new(|panic| {
-            let place = panic.location().map(ToString::to_string).unwrap_or_default();
-            let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
+            let place = panic
+                .location()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            let thread = std::thread::current()
+                .name()
+                .unwrap_or("unnamed")
+                .to_owned();
             let backtrace = std::backtrace::Backtrace::capture();
             tracing::error!(place, thread, %backtrace, "panic: {}", words(panic.payload()));
         }));

@@ -116,8 +116,10 @@ fn run(args: &Args, open_engine: OpenEngine) -> Result<(), DaemonError> {
 fn configuration(args: &Args) -> Result<Config, DaemonError> {
     let mut config = Config::load(args.config.as_deref())?;
     let absolute = |path: &std::path::Path| {
-        std::path::absolute(path)
-            .map_err(|source| DaemonError::System { what: "find the current directory", source })
+        std::path::absolute(path).map_err(|source| DaemonError::System {
+            what: "find the current directory",
+            source,
+        })
     };
     if let Some(dir) = &args.state_dir {
         config.state_dir = absolute(dir)?;
@@ -134,7 +136,10 @@ fn runtime() -> Result<Runtime, DaemonError> {
         .thread_name("api")
         .enable_all()
         .build()
-        .map_err(|source| DaemonError::System { what: "start the API's threads", source })
+        .map_err(|source| DaemonError::System {
+            what: "start the API's threads",
+            source,
+        })
 }
 
 /// Serves `engine` on `socket` until `stop` changes and the calls in flight have ended.
@@ -149,7 +154,8 @@ pub fn serve(
     mut stop: watch::Receiver<bool>,
 ) -> Result<impl Future<Output = Result<(), DaemonError>> + Send + 'static, DaemonError> {
     let incoming = socket.accept(stop.clone())?;
-    let server = VirtCdpServer::new(Service::new(engine)).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let server =
+        VirtCdpServer::new(Service::new(engine)).max_decoding_message_size(REQUEST_BYTES_MAX);
     let server = tonic::service::interceptor::InterceptedService::new(server, Guard);
     Ok(async move {
         let stopped = async move {
@@ -165,17 +171,22 @@ pub fn serve(
 /// Lets the engine put everything down, within its deadline.
 fn stop_engine(engine: Arc<dyn Engine>) -> Result<(), DaemonError> {
     let (done, wait) = std::sync::mpsc::channel();
-    let stopper = std::thread::Builder::new().name("stop".into()).spawn(move || {
-        engine.shutdown();
-        let _ = done.send(());
-    });
-    stopper.map_err(|source| DaemonError::System { what: "start the stopping thread", source })?;
+    let stopper = std::thread::Builder::new()
+        .name("stop".into())
+        .spawn(move || {
+            engine.shutdown();
+            let _ = done.send(());
+        });
+    stopper.map_err(|source| DaemonError::System {
+        what: "start the stopping thread",
+        source,
+    })?;
     match wait.recv_timeout(STOP_DEADLINE) {
         // Disconnected: it panicked; the log has the place, and recovery does the rest.
         Ok(()) | Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => Ok(()),
-        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
-            Err(DaemonError::StopOverdue { seconds: STOP_DEADLINE.as_secs() })
-        }
+        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => Err(DaemonError::StopOverdue {
+            seconds: STOP_DEADLINE.as_secs(),
+        }),
     }
 }
 
@@ -187,8 +198,16 @@ struct Signals {
 
 impl Signals {
     fn catch() -> Result<Self, DaemonError> {
-        let catch = |kind| signal(kind).map_err(|source| DaemonError::System { what: "catch signals", source });
-        Ok(Self { terminate: catch(SignalKind::terminate())?, interrupt: catch(SignalKind::interrupt())? })
+        let catch = |kind| {
+            signal(kind).map_err(|source| DaemonError::System {
+                what: "catch signals",
+                source,
+            })
+        };
+        Ok(Self {
+            terminate: catch(SignalKind::terminate())?,
+            interrupt: catch(SignalKind::interrupt())?,
+        })
     }
 
     async fn next(&mut self) -> &'static str {

@@ -24,13 +24,17 @@ impl Notifier {
     /// Takes the address from the environment.
     #[must_use]
     pub fn from_env() -> Self {
-        Self { to: std::env::var_os("NOTIFY_SOCKET").filter(|to| !to.is_empty()) }
+        Self {
+            to: std::env::var_os("NOTIFY_SOCKET").filter(|to| !to.is_empty()),
+        }
     }
 
     /// Makes one that sends to `address`: a path, or a name after `@` in the abstract namespace.
     #[must_use]
     pub fn to(address: impl Into<OsString>) -> Self {
-        Self { to: Some(address.into()) }
+        Self {
+            to: Some(address.into()),
+        }
     }
 
     /// Says that the daemon serves.

@@ -32,7 +32,10 @@ impl Door {
     /// Decides whether `peer` may use the API.
     #[must_use]
     pub fn admits(&self, peer: Peer, accounts: &Accounts) -> bool {
-        peer.uid == 0 || peer.uid == self.own_uid || peer.gid == self.gid || accounts.is_member(peer.uid, self.gid)
+        peer.uid == 0
+            || peer.uid == self.own_uid
+            || peer.gid == self.gid
+            || accounts.is_member(peer.uid, self.gid)
     }
 }
 
@@ -54,8 +57,12 @@ impl Accounts {
     /// Reads `/etc/passwd` and `/etc/group`; a missing file has nobody in it.
     #[must_use]
     pub fn read() -> Self {
-        let text = |path| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        Self::parse(&text("/etc/passwd").unwrap_or_default(), &text("/etc/group").unwrap_or_default())
+        let text =
+            |path| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        Self::parse(
+            &text("/etc/passwd").unwrap_or_default(),
+            &text("/etc/group").unwrap_or_default(),
+        )
     }
 
     /// Parses the texts of passwd(5) and group(5); lines that are not right are left out.
@@ -70,20 +77,38 @@ impl Accounts {
             let mut fields = line.split(':');
             let name = fields.next()?.to_owned();
             let gid = fields.nth(1)?.parse().ok()?;
-            let members = fields.next().unwrap_or("").split(',').filter(|member| !member.is_empty());
-            Some(Group { name, gid, members: members.map(str::to_owned).collect() })
+            let members = fields
+                .next()
+                .unwrap_or("")
+                .split(',')
+                .filter(|member| !member.is_empty());
+            Some(Group {
+                name,
+                gid,
+                members: members.map(str::to_owned).collect(),
+            })
         });
-        Self { names: names.collect(), groups: groups.collect() }
+        Self {
+            names: names.collect(),
+            groups: groups.collect(),
+        }
     }
 
     /// Returns the number of the group `name`.
     #[must_use]
     pub fn group(&self, name: &str) -> Option<u32> {
-        self.groups.iter().find(|group| group.name == name).map(|group| group.gid)
+        self.groups
+            .iter()
+            .find(|group| group.name == name)
+            .map(|group| group.gid)
     }
 
     fn is_member(&self, uid: u32, gid: u32) -> bool {
-        let names = self.names.iter().filter(|(of, _)| *of == uid).map(|(_, name)| name);
+        let names = self
+            .names
+            .iter()
+            .filter(|(of, _)| *of == uid)
+            .map(|(_, name)| name);
         let mut groups = self.groups.iter().filter(|group| group.gid == gid);
         let names: Vec<_> = names.collect();
         groups.any(|group| names.iter().any(|name| group.members.contains(*name)))

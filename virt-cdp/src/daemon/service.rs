@@ -28,7 +28,10 @@ impl Service {
     /// Makes the service of `engine`; its start time is now.
     #[must_use]
     pub fn new(engine: Arc<dyn Engine>) -> Self {
-        Self { engine, started_ns: i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0) }
+        Self {
+            engine,
+            started_ns: i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0),
+        }
     }
 
     async fn blocking<T: Send + 'static>(
@@ -45,8 +48,11 @@ impl Service {
             }
             Err(failure) => {
                 tracing::error!(call, %failure, "a call failed by a defect of virtcdpd");
-                let error = ApiError::new(ApiErrorKind::Internal, format!("virtcdpd failed in {call} by a defect"))
-                    .hint("it goes on; its log has the place (journalctl -u virtcdpd)");
+                let error = ApiError::new(
+                    ApiErrorKind::Internal,
+                    format!("virtcdpd failed in {call} by a defect"),
+                )
+                .hint("it goes on; its log has the place (journalctl -u virtcdpd)");
                 Err(status_of(&error))
             }
         }
@@ -82,9 +88,14 @@ impl Interceptor for Guard {
         match request.extensions().get::<Access>() {
             Some(access) if access.admitted => Ok(request),
             access => {
-                let who = access.map(|access| format!("user {} ", access.peer.uid)).unwrap_or_default();
-                let error = ApiError::new(ApiErrorKind::PermissionDenied, format!("{who}may not use virtcdpd"))
-                    .hint("be root, or a member of the group that owns its socket");
+                let who = access
+                    .map(|access| format!("user {} ", access.peer.uid))
+                    .unwrap_or_default();
+                let error = ApiError::new(
+                    ApiErrorKind::PermissionDenied,
+                    format!("{who}may not use virtcdpd"),
+                )
+                .hint("be root, or a member of the group that owns its socket");
                 Err(status_of(&error))
             }
         }

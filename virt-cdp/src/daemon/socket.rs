@@ -59,7 +59,10 @@ impl ApiSocket {
         }
         clear_the_place(path)?;
         let gid = socket_gid(config.socket_group.as_deref())?;
-        let listen = |source| DaemonError::Listen { path: path.clone(), source };
+        let listen = |source| DaemonError::Listen {
+            path: path.clone(),
+            source,
+        };
 
         let before = umask(Mode::from_raw_mode(!SOCKET_MODE & 0o777));
         let bound = StdListener::bind(path);
@@ -69,7 +72,10 @@ impl ApiSocket {
             path: path.clone(),
             identity: path.symlink_metadata().ok().as_ref().map(identity),
             listener: Some(listener),
-            door: Door { own_uid: rustix::process::geteuid().as_raw(), gid },
+            door: Door {
+                own_uid: rustix::process::geteuid().as_raw(),
+                gid,
+            },
         };
         std::os::unix::fs::chown(path, None, Some(gid)).map_err(listen)?;
         if let Some(listener) = &made.listener {
@@ -85,8 +91,14 @@ impl ApiSocket {
     /// # Errors
     /// The runtime cannot watch the socket, or a second call.
     pub fn accept(&mut self, stop: watch::Receiver<bool>) -> Result<Incoming, DaemonError> {
-        let listen = |source| DaemonError::Listen { path: self.path.clone(), source };
-        let listener = self.listener.take().ok_or_else(|| listen(io::ErrorKind::NotConnected.into()))?;
+        let listen = |source| DaemonError::Listen {
+            path: self.path.clone(),
+            source,
+        };
+        let listener = self
+            .listener
+            .take()
+            .ok_or_else(|| listen(io::ErrorKind::NotConnected.into()))?;
         let listener = UnixListener::from_std(listener).map_err(listen)?;
         let (to, connections) = mpsc::channel(16);
         tokio::spawn(accept_loop(listener, self.door, to, stop));
@@ -111,11 +123,22 @@ fn make_dir(dir: &Path) -> Result<(), DaemonError> {
     if dir.is_dir() {
         return Ok(());
     }
-    let refused = |source| DaemonError::Directory { role: "socket directory", path: dir.into(), source };
+    let refused = |source| DaemonError::Directory {
+        role: "socket directory",
+        path: dir.into(),
+        source,
+    };
     if let Some(above) = dir.parent() {
-        DirBuilder::new().recursive(true).create(above).map_err(refused)?;
+        DirBuilder::new()
+            .recursive(true)
+            .create(above)
+            .map_err(refused)?;
     }
-    DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir).map_err(refused)
+    DirBuilder::new()
+        .recursive(true)
+        .mode(DIR_MODE)
+        .create(dir)
+        .map_err(refused)
 }
 
 /// Removes the socket of a daemon that is gone; leaves everything else alone.
@@ -123,7 +146,12 @@ fn clear_the_place(path: &Path) -> Result<(), DaemonError> {
     let metadata = match path.symlink_metadata() {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(DaemonError::Listen { path: path.into(), source }),
+        Err(source) => {
+            return Err(DaemonError::Listen {
+                path: path.into(),
+                source,
+            });
+        }
     };
     if !metadata.file_type().is_socket() {
         return Err(DaemonError::NotASocket { path: path.into() });
@@ -131,7 +159,10 @@ fn clear_the_place(path: &Path) -> Result<(), DaemonError> {
     match StdStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             tracing::info!(socket = %path.display(), "removing the socket of a daemon that is gone");
-            std::fs::remove_file(path).map_err(|source| DaemonError::Listen { path: path.into(), source })
+            std::fs::remove_file(path).map_err(|source| DaemonError::Listen {
+                path: path.into(),
+                source,
+            })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Ok(_) | Err(_) => Err(DaemonError::SocketServed { path: path.into() }),
@@ -141,8 +172,14 @@ fn clear_the_place(path: &Path) -> Result<(), DaemonError> {
 fn socket_gid(group: Option<&str>) -> Result<u32, DaemonError> {
     let accounts = Accounts::read();
     match group {
-        Some(group) => accounts.group(group).ok_or_else(|| DaemonError::NoSuchGroup { group: group.into() }),
-        None => Ok(accounts.group(USUAL_GROUP).unwrap_or_else(|| rustix::process::getegid().as_raw())),
+        Some(group) => accounts
+            .group(group)
+            .ok_or_else(|| DaemonError::NoSuchGroup {
+                group: group.into(),
+            }),
+        None => Ok(accounts
+            .group(USUAL_GROUP)
+            .unwrap_or_else(|| rustix::process::getegid().as_raw())),
     }
 }
 
@@ -160,12 +197,28 @@ async fn accept_loop(
         };
         match accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?, stream))) {
             Ok((cred, stream)) => {
-                let peer = Peer { pid: cred.pid(), uid: cred.uid(), gid: cred.gid() };
+                let peer = Peer {
+                    pid: cred.pid(),
+                    uid: cred.uid(),
+                    gid: cred.gid(),
+                };
                 let admitted = door.admits(peer, &Accounts::read());
                 if !admitted {
-                    tracing::warn!(uid = peer.uid, gid = peer.gid, pid = peer.pid, "refused a client of the API");
+                    tracing::warn!(
+                        uid = peer.uid,
+                        gid = peer.gid,
+                        pid = peer.pid,
+                        "refused a client of the API"
+                    );
                 }
-                if to.send(Connection { stream, access: Access { peer, admitted } }).await.is_err() {
+                if to
+                    .send(Connection {
+                        stream,
+                        access: Access { peer, admitted },
+                    })
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -187,7 +240,9 @@ impl Stream for Incoming {
     type Item = io::Result<Connection>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.connections.poll_recv(context).map(|connection| connection.map(Ok))
+        self.connections
+            .poll_recv(context)
+            .map(|connection| connection.map(Ok))
     }
 }
 
@@ -226,7 +281,11 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
