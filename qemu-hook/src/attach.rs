@@ -12,7 +12,6 @@
 use std::{
     io,
     os::{fd::AsFd, unix::net::UnixStream},
-    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -23,6 +22,7 @@ use thiserror::Error;
 use crate::{
     bitmap::{self, BitmapNames},
     monitor::{Monitor, MonitorError},
+    nbd::NbdError,
     node::Node,
     read_export,
     sink::WriteSink,
@@ -42,9 +42,12 @@ pub enum AttachError {
     /// QEMU's monitor.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
-    /// A descriptor or thread could not be made.
-    #[error("cannot make a tap: {0}")]
+    /// The socketpair could not be made.
+    #[error("cannot make a tap")]
     Io(#[from] io::Error),
+    /// The tap could not be served.
+    #[error("cannot serve a tap")]
+    Tap(#[from] NbdError),
     /// Another block job works on the disk.
     #[error("node {node} is busy with block job '{job}' ({kind})")]
     Busy {
@@ -97,7 +100,6 @@ pub struct Attachment {
     pub node: Node,
     names: Names,
     tap: TapHandle,
-    stats: Arc<TapStats>,
 }
 
 /// Attaches a tap to `node`; from its return on, every write of the guest reaches `sink`.
@@ -116,10 +118,9 @@ pub fn attach<S: WriteSink>(
     bitmap::ensure(monitor, node, bitmaps)?;
 
     let (ours, theirs) = UnixStream::pair()?;
-    let stats = Arc::new(TapStats::default());
-    let config = TapConfig { name: names.tap.clone(), size: node.size };
-    let tap = spawn_tap(ours, config, sink, Arc::clone(&stats))?;
-    let attachment = Attachment { node: node.clone(), names: names.clone(), tap, stats };
+    let config = TapConfig::new(&*names.tap, node.size);
+    let tap = spawn_tap(ours, config, sink)?;
+    let attachment = Attachment { node: node.clone(), names: names.clone(), tap };
     match attachment.start(monitor, theirs) {
         Ok(()) => Ok(attachment),
         Err(e) => {
@@ -175,7 +176,7 @@ impl Attachment {
 
     /// Counters of what came through the tap.
     pub fn stats(&self) -> &TapStats {
-        &self.stats
+        self.tap.stats()
     }
 
     /// The names of the pieces inside QEMU.
@@ -191,14 +192,14 @@ impl Attachment {
         let ended = end_job(monitor, &self.names.job, false)
             .and_then(|()| clear_leftovers(monitor, &self.names));
         self.tap.close();
-        self.tap.join();
+        tracing::debug!(node = self.node.name, end = ?self.tap.join(), "tap detached");
         ended
     }
 
     /// Closes the tap at once, without a word to QEMU: its mirror ends, the guest goes on.
     pub fn abandon(self) {
         self.tap.close();
-        self.tap.join();
+        tracing::debug!(node = self.node.name, end = ?self.tap.join(), "tap abandoned");
     }
 }
 
