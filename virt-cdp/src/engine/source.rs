@@ -9,8 +9,12 @@ use std::{
 };
 
 use cdp_core::{VolumeDescription, VolumeId};
-use libvirt_driver::{ErrorKind, Hypervisor, Verdict as DiskVerdict};
+use libvirt_driver::{
+    Disk, Domain, ErrorKind, Hypervisor, Verdict as DiskVerdict,
+    nodes::{NodeError, node_for},
+};
 use qemu_hook::{
+    attach::{self, Names},
     monitor::{Monitor, MonitorError},
     node::{self, Node, Verdict},
     qmp::QmpSocket,
@@ -18,7 +22,7 @@ use qemu_hook::{
 
 use crate::api::{ApiError, ApiErrorKind, ApiResult};
 use crate::engine::{
-    errors::{from_libvirt, from_monitor},
+    errors::{from_libvirt, from_monitor, sentence},
     guard,
 };
 
@@ -56,54 +60,82 @@ pub(crate) trait Source: Send + Sync {
     fn presence(&self) -> Presence;
     /// All disks of the running machine, protectable or not.
     fn disks(&self) -> ApiResult<Vec<Found>>;
-    /// Opens the running machine for the capture of `volumes`.
-    fn open(&self, volumes: &[VolumeDescription]) -> ApiResult<Running>;
+    /// The running machine's monitor.
+    fn monitor(&self) -> ApiResult<Arc<dyn Monitor>>;
     /// The machine's definition as it is now, where there is one.
     fn definition(&self) -> ApiResult<Option<String>>;
 }
 
+/// Gives the connection to libvirt, making it where there is none.
+pub(crate) type Connect = Box<dyn Fn() -> ApiResult<Hypervisor> + Send + Sync>;
+
 /// A libvirt domain.
 pub(crate) struct DomainSource {
-    /// The connection.
-    pub(crate) hypervisor: Hypervisor,
+    connect: Connect,
     /// The domain's UUID: it may be renamed.
-    pub(crate) uuid: String,
+    uuid: String,
+}
+
+impl DomainSource {
+    /// The domain with that UUID.
+    pub(crate) fn new(connect: Connect, uuid: String) -> Self {
+        Self { connect, uuid }
+    }
+
+    fn domain(&self) -> ApiResult<Domain> {
+        (self.connect)()?.lookup(&self.uuid).map_err(from_libvirt)
+    }
+
+    fn found(domain: &Domain, disk: &Disk) -> ApiResult<Verdict> {
+        match &disk.verdict {
+            DiskVerdict::Protectable => {}
+            DiskVerdict::LeftOut(reason) => return Ok(Verdict::LeftOut(reason.to_string())),
+            DiskVerdict::Refused(reason) => return Ok(Verdict::Refused(reason.to_string())),
+        }
+        match node_for(&domain.monitor(), disk) {
+            Ok(node) => Ok(Verdict::Protectable(Node {
+                name: node.node,
+                size: node.virtual_size,
+                format: node.driver,
+                image: disk.source.clone(),
+                persistent_bitmaps: node.qcow2_v3,
+            })),
+            Err(NodeError::Monitor(e)) => Err(from_monitor(&e)),
+            Err(e @ NodeError::NoMedium { .. }) => Ok(Verdict::LeftOut(e.to_string())),
+            Err(e) => Ok(Verdict::Refused(e.to_string())),
+        }
+    }
 }
 
 impl Source for DomainSource {
     fn presence(&self) -> Presence {
-        match self.hypervisor.lookup(&self.uuid).and_then(|d| d.state()) {
+        let hypervisor = match (self.connect)() {
+            Ok(hypervisor) => hypervisor,
+            Err(e) => return Presence::Unknown(e.what),
+        };
+        match hypervisor.lookup(&self.uuid).and_then(|d| d.state()) {
             Ok(state) => state.id().map_or(Presence::Off, |id| Presence::Running(id.to_string())),
             Err(e) if e.kind == ErrorKind::NoSuchDomain => Presence::Off,
             Err(e) => Presence::Unknown(e.to_string()),
         }
     }
 
+    fn monitor(&self) -> ApiResult<Arc<dyn Monitor>> {
+        Ok(Arc::new(self.domain()?.monitor()))
+    }
+
     fn disks(&self) -> ApiResult<Vec<Found>> {
-        let domain = self.hypervisor.lookup(&self.uuid).map_err(from_libvirt)?;
-        let monitor = domain.monitor();
+        let domain = self.domain()?;
         let mut found = Vec::new();
         for disk in domain.disks().map_err(from_libvirt)? {
-            let verdict = match &disk.verdict {
-                DiskVerdict::Protectable => libvirt_driver::node_for(&monitor, &disk).map_err(from_libvirt)?,
-                DiskVerdict::LeftOut(reason) => Verdict::LeftOut(reason.clone()),
-                DiskVerdict::Refused(reason) => Verdict::Refused(reason.clone()),
-            };
-            found.push(Found { target: disk.target.clone(), verdict });
+            let verdict = Self::found(&domain, &disk)?;
+            found.push(Found { target: disk.target, verdict });
         }
         Ok(found)
     }
 
-    fn open(&self, volumes: &[VolumeDescription]) -> ApiResult<Running> {
-        let domain = self.hypervisor.lookup(&self.uuid).map_err(from_libvirt)?;
-        let found = self.disks()?;
-        let nodes = volumes.iter().map(|v| pick(&found, v)).collect::<ApiResult<_>>()?;
-        Ok(Running { monitor: Arc::new(domain.monitor()), nodes })
-    }
-
     fn definition(&self) -> ApiResult<Option<String>> {
-        let domain = self.hypervisor.lookup(&self.uuid).map_err(from_libvirt)?;
-        domain.xml_now().map(Some).map_err(from_libvirt)
+        self.domain()?.xml_now().map(Some).map_err(from_libvirt)
     }
 }
 
@@ -172,16 +204,27 @@ impl Source for QmpSource {
         }
     }
 
-    fn open(&self, volumes: &[VolumeDescription]) -> ApiResult<Running> {
-        let found = self.disks()?;
-        let nodes = volumes.iter().map(|v| pick(&found, v)).collect::<ApiResult<_>>()?;
+    fn monitor(&self) -> ApiResult<Arc<dyn Monitor>> {
         let (_, monitor) = self.connect().map_err(|e| from_monitor(&e))?;
-        Ok(Running { monitor, nodes })
+        Ok(monitor)
     }
 
     fn definition(&self) -> ApiResult<Option<String>> {
         Ok(None)
     }
+}
+
+/// Opens the running machine for the capture of `volumes`, after clearing what an earlier daemon left in its QEMU.
+pub(crate) fn open(source: &dyn Source, volumes: &[VolumeDescription], tag: &str) -> ApiResult<Running> {
+    let monitor = source.monitor()?;
+    for volume in volumes {
+        attach::clear_leftovers(&*monitor, &Names::new(tag, volume.id.0)).map_err(|e| {
+            ApiError::new(ApiErrorKind::Unavailable, format!("cannot clear what is left in QEMU: {}", sentence(&e)))
+        })?;
+    }
+    let found = source.disks()?;
+    let nodes = volumes.iter().map(|v| pick(&found, v)).collect::<ApiResult<_>>()?;
+    Ok(Running { monitor, nodes })
 }
 
 /// Finds the node of a volume among the disks of the machine as it runs now.

@@ -22,7 +22,7 @@ use crate::{
         capture::{Capture, ReadState},
         errors::{from_harbor, sentence},
         machine::{Command, Machine, State, now},
-        source::{Presence, Source},
+        source::{self, Presence, Source},
         upkeep::{Upkeep, keep_definition},
     },
 };
@@ -188,7 +188,7 @@ impl Supervisor {
         }
         self.reopen_if_failed()?;
         let harbor = self.harbor();
-        let running = self.setting.source.open(&harbor.description().volumes)?;
+        let running = source::open(&*self.setting.source, &harbor.description().volumes, &self.tag)?;
         keep_definition(&*self.setting.source, &harbor);
         let gap = if harbor.is_seeded() { self.gap.or(Some((GapReason::TapLost, now()))) } else { None };
         let capture = Capture::start(&harbor, running, &self.tag, self.setting.private_dir.clone(), gap)?;

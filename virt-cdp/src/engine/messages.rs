@@ -1,0 +1,106 @@
+//! What the engine knows, as the API's messages.
+
+use std::sync::atomic::Ordering;
+
+use cdp_core::{Gap, Grade, MachineSource, Point, Timestamp};
+
+use crate::{
+    api::v1,
+    engine::machine::{Machine, State},
+};
+
+/// The newest gaps that a machine's message carries.
+const GAPS_MAX: usize = 100;
+
+/// A time in nanoseconds.
+pub(crate) fn time(time: Timestamp) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// A time from nanoseconds; what lies before 1970 is 1970.
+pub(crate) fn timestamp(ns: i64) -> Timestamp {
+    Timestamp(u64::try_from(ns).unwrap_or(0))
+}
+
+/// A recovery point.
+pub(crate) fn point(point: &Point) -> v1::Point {
+    v1::Point {
+        id: point.id.0,
+        time_ns: time(point.time),
+        grade: match point.grade {
+            Grade::Crash => "crash".into(),
+            Grade::Quiesced => "quiesced".into(),
+        },
+        label: point.label.clone().unwrap_or_default(),
+        seq: point.seq.0,
+    }
+}
+
+fn gap(gap: &Gap) -> v1::Gap {
+    let reason = serde_json::to_value(gap.reason).ok().and_then(|v| v.as_str().map(str::to_owned));
+    v1::Gap {
+        start_ns: time(gap.start),
+        end_ns: gap.end.map_or(0, time),
+        reason: reason.unwrap_or_default(),
+    }
+}
+
+/// Where a machine runs, in words.
+pub(crate) fn source(source: &MachineSource) -> String {
+    match source {
+        MachineSource::Libvirt { uri, uuid } => format!("{uri} {uuid}"),
+        MachineSource::Qmp { socket } => format!("qmp:{}", socket.display()),
+    }
+}
+
+/// A machine with all there is to tell.
+pub(crate) fn machine(machine: &Machine) -> v1::Machine {
+    let harbor = machine.harbor();
+    let description = harbor.description();
+    let status = machine.status();
+    let usage = harbor.usage().unwrap_or_default();
+    let points = harbor.points();
+    let gaps = harbor.gaps();
+    let stats = status.stats.unwrap_or_default();
+    let reading = matches!(status.state, State::Seeding | State::Resyncing);
+    let progress = status.progress.filter(|_| reading).map(|p| v1::Progress {
+        what: if status.state == State::Seeding { "seed".into() } else { "resync".into() },
+        done_bytes: p.done.load(Ordering::Relaxed),
+        total_bytes: p.total.load(Ordering::Relaxed),
+    });
+    v1::Machine {
+        name: description.name.clone(),
+        id: description.machine_id.clone(),
+        source: source(&description.source),
+        state: status.state.name().into(),
+        state_detail: status.detail,
+        state_since_ns: time(status.since),
+        volumes: description
+            .volumes
+            .iter()
+            .map(|v| v1::Volume {
+                id: v.id.0.into(),
+                target: v.target.clone(),
+                size_bytes: v.size,
+                node: v.node.clone().unwrap_or_default(),
+                image: v.original_path.clone().unwrap_or_default(),
+                attached: status.attached.contains(&v.id),
+            })
+            .collect(),
+        left_out: status.left_out,
+        points: points.len() as u64,
+        first_point: points.first().map(point),
+        newest_point: points.last().map(point),
+        progress,
+        journal_bytes: usage.journal_bytes,
+        base_bytes: usage.base_bytes,
+        buffer_bytes: stats.buffer_used,
+        buffer_limit_bytes: stats.buffer_limit,
+        writes: stats.writes,
+        written_bytes: stats.write_bytes,
+        point_interval_ms: description.point_interval_ms,
+        harbor: harbor.dir().display().to_string(),
+        gaps: gaps.iter().skip(gaps.len().saturating_sub(GAPS_MAX)).map(gap).collect(),
+        created_ns: time(description.created),
+    }
+}

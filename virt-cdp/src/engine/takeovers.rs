@@ -1,0 +1,483 @@
+//! Takeovers: a VM started from a view, and what is known of it.
+//!
+//! In order: the record of the takeover is written, the view is served at the record's socket, an overlay
+//! is made per volume, the domain XML of that time is edited, the domain is started. Commit pulls the rest
+//! of the view into the overlays and lets the view go; discard removes all traces.
+//!
+//! Invariant: whatever exists of a takeover is named in its record, written before. A crash of ours leaves a
+//! record; the next start serves its view again, so that a running takeover's QEMU finds it, and discard works.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use cdp_core::{Harbor, MachineDescription, MachineSource, Point, PointId, Timestamp};
+use libvirt_driver::{
+    Domain, DomainState, ErrorKind, Hypervisor, LibvirtError, TakeoverSpec,
+    overlay::create_overlay,
+    qemu_user::qemu_identity,
+    takeover::{StartMode, Traces, new_uuid},
+    takeover_xml::{self, MacChoice, NbdBacking, NetworkChoice, TakeoverDisk},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    api::{ApiError, ApiErrorKind, ApiResult, v1},
+    engine::{
+        errors::{from_harbor, from_libvirt, sentence},
+        guard,
+        jobs::JobHandle,
+        machine::now,
+        messages, names,
+        views::{Access, Holder, Views},
+    },
+};
+
+/// How long a takeover's QEMU waits for a view that is away, seconds: a restart of the daemon fits.
+const RECONNECT_DELAY_S: u32 = 300;
+
+/// What is kept of a takeover.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    name: String,
+    uuid: String,
+    uri: String,
+    machine: String,
+    machine_id: String,
+    point: Point,
+    created: Timestamp,
+    socket: PathBuf,
+    dir: PathBuf,
+    nvram: Option<PathBuf>,
+    disks: Vec<Disk>,
+}
+
+/// A disk of a takeover.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Disk {
+    /// The volume's target, and the export's name.
+    target: String,
+    /// Its target in the takeover's own XML.
+    now: String,
+    overlay: PathBuf,
+    size: u64,
+}
+
+/// All takeovers.
+pub(crate) struct Takeovers {
+    records: PathBuf,
+    overlay_dir: PathBuf,
+    known: Mutex<BTreeMap<String, Entry>>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    record: Record,
+    committing: bool,
+}
+
+impl Takeovers {
+    /// Reads the records in `records`; a record that cannot be read is named in the result.
+    pub(crate) fn open(records: PathBuf, overlay_dir: PathBuf) -> io::Result<(Self, Vec<String>)> {
+        fs::create_dir_all(&records)?;
+        let (mut known, mut problems) = (BTreeMap::new(), Vec::new());
+        for file in fs::read_dir(&records)? {
+            let path = file?.path();
+            if path.extension().is_none_or(|e| e != "toml") {
+                continue;
+            }
+            let read = fs::read_to_string(&path).map_err(|e| e.to_string());
+            match read.and_then(|text| toml::from_str::<Record>(&text).map_err(|e| e.to_string())) {
+                Ok(record) => {
+                    known.insert(record.name.clone(), Entry { record, committing: false });
+                }
+                Err(e) => problems.push(format!("takeover record {} cannot be read: {e}", path.display())),
+            }
+        }
+        Ok((Self { records, overlay_dir, known: Mutex::new(known) }, problems))
+    }
+
+    /// Serves the views of all takeovers of a machine again, after a restart.
+    pub(crate) fn serve_again(&self, harbor: &Harbor, views: &Views) -> Vec<String> {
+        let description = harbor.description();
+        let of_machine: Vec<Record> = guard(&self.known)
+            .values()
+            .filter(|e| e.record.machine_id == description.machine_id)
+            .map(|e| e.record.clone())
+            .collect();
+        of_machine
+            .iter()
+            .filter_map(|record| serve(record, harbor, &description, views).err())
+            .map(|e| format!("the view of a takeover cannot be served: {}", e.what))
+            .collect()
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        guard(&self.known).len()
+    }
+
+    /// The takeovers that need a machine's harbor.
+    pub(crate) fn of_machine(&self, machine_id: &str) -> Vec<String> {
+        let known = guard(&self.known);
+        known.values().filter(|e| e.record.machine_id == machine_id).map(|e| e.record.name.clone()).collect()
+    }
+
+    /// Starts a VM from `point` of a machine.
+    pub(crate) fn start(
+        &self,
+        harbor: &Harbor,
+        hypervisor: &Hypervisor,
+        views: &Views,
+        point: PointId,
+        request: &v1::TakeoverRequest,
+    ) -> ApiResult<(v1::Takeover, Vec<String>)> {
+        let description = harbor.description();
+        let view = harbor.view(point).map_err(from_harbor)?;
+        let then = then_xml(harbor, &description, view.point())?;
+        let name = match request.new_name.as_str() {
+            "" => format!("{}-takeover-{}", description.name, point.0),
+            name => name.to_owned(),
+        };
+        names::check("takeover", &name)?;
+        let record = self.prepare(&name, hypervisor, views, &description, view.point())?;
+        drop(view);
+        let (spec, mode) = spec(&record, request, hypervisor)?;
+        self.begin(&record, hypervisor)?;
+        let started = self.bring_up(record, harbor, hypervisor, views, (&then, spec, mode));
+        if started.is_err() {
+            // All or nothing: what was made so far goes away again.
+            if let Err(error) = self.discard(&name, hypervisor, views) {
+                tracing::warn!(name, %error, "a takeover that did not start could not be removed");
+            }
+        }
+        started
+    }
+
+    fn prepare(
+        &self,
+        name: &str,
+        hypervisor: &Hypervisor,
+        views: &Views,
+        description: &MachineDescription,
+        point: &Point,
+    ) -> ApiResult<Record> {
+        let component = names::component(name);
+        let dir = self.overlay_dir.join(&component);
+        let disks = description.volumes.iter().map(|v| Disk {
+            target: v.target.clone(),
+            now: v.target.clone(),
+            overlay: dir.join(format!("{}.qcow2", names::component(&v.target))),
+            size: v.size,
+        });
+        Ok(Record {
+            name: name.to_owned(),
+            uuid: new_uuid().map_err(from_libvirt)?,
+            uri: hypervisor.uri().to_owned(),
+            machine: description.name.clone(),
+            machine_id: description.machine_id.clone(),
+            point: point.clone(),
+            created: now(),
+            socket: views.takeover_socket(&component),
+            disks: disks.collect(),
+            nvram: None,
+            dir,
+        })
+    }
+
+    /// Checks that the name is free and writes the record; from here on discard can undo everything.
+    fn begin(&self, record: &Record, hypervisor: &Hypervisor) -> ApiResult<()> {
+        let taken = |what: String| {
+            Err(ApiError::new(ApiErrorKind::AlreadyExists, what).hint("choose another name with --name"))
+        };
+        match hypervisor.lookup(&record.name) {
+            Ok(_) => return taken(format!("there is a domain '{}' already", record.name)),
+            Err(e) if e.kind == ErrorKind::NoSuchDomain => {}
+            Err(e) => return Err(from_libvirt(e)),
+        }
+        let mut known = guard(&self.known);
+        if known.contains_key(&record.name) {
+            return taken(format!("there is a takeover '{}' already", record.name));
+        }
+        if record.dir.exists() {
+            return taken(format!("{} is there already", record.dir.display()));
+        }
+        self.save(record)?;
+        known.insert(record.name.clone(), Entry { record: record.clone(), committing: false });
+        Ok(())
+    }
+
+    fn bring_up(
+        &self,
+        mut record: Record,
+        harbor: &Harbor,
+        hypervisor: &Hypervisor,
+        views: &Views,
+        (then, mut spec, mode): (&str, TakeoverSpec, StartMode),
+    ) -> ApiResult<(v1::Takeover, Vec<String>)> {
+        let description = harbor.description();
+        serve(&record, harbor, &description, views)?;
+        make_dir(&record.dir)?;
+        if let Some(original) = takeover_xml::nvram_of(then).map_err(from_libvirt)? {
+            let copy = record.dir.join("nvram.fd");
+            fs::copy(&original, &copy)
+                .map_err(|e| host(&format!("copy the UEFI variables {}", original.display()), &e))?;
+            own(&copy)?;
+            record.nvram = Some(copy.clone());
+            spec.nvram = Some(copy);
+            self.save(&record)?;
+        }
+        for (disk, backing) in record.disks.iter().zip(spec.disks.iter().filter_map(|d| d.backing.as_ref())) {
+            create_overlay(&disk.overlay, disk.size, backing, qemu_identity()).map_err(from_libvirt)?;
+        }
+        let edited = takeover_xml::edit(then, &spec).map_err(from_libvirt)?;
+        for disk in &mut record.disks {
+            if let Some(renamed) = edited.targets.iter().find(|t| t.then == disk.target) {
+                disk.now.clone_from(&renamed.now);
+            }
+        }
+        self.save(&record)?;
+        if let Some(entry) = guard(&self.known).get_mut(&record.name) {
+            entry.record = record.clone();
+        }
+        hypervisor.define_and_start(&edited.xml, mode).map_err(from_libvirt)?;
+        Ok((self.message(&Entry { record, committing: false }, hypervisor), edited.dropped))
+    }
+
+    /// Lists all takeovers.
+    pub(crate) fn list(&self, hypervisor: impl Fn(&str) -> ApiResult<Hypervisor>) -> Vec<v1::Takeover> {
+        let all: Vec<Entry> = guard(&self.known).values().cloned().collect();
+        all.iter()
+            .map(|entry| match hypervisor(&entry.record.uri) {
+                Ok(hypervisor) => self.message(entry, &hypervisor),
+                Err(e) => with_state(&entry.record, "broken", e.what),
+            })
+            .collect()
+    }
+
+    fn message(&self, entry: &Entry, hypervisor: &Hypervisor) -> v1::Takeover {
+        let state = domain(&entry.record, hypervisor).and_then(|d| d.state());
+        match state {
+            Ok(_) if entry.committing => with_state(&entry.record, "committing", String::new()),
+            Ok(DomainState::Off) => with_state(&entry.record, "off", String::new()),
+            Ok(DomainState::Paused { io_error: true, .. }) => {
+                with_state(&entry.record, "paused", "stopped at a disk error; is its view served?".into())
+            }
+            Ok(DomainState::Paused { .. }) => with_state(&entry.record, "paused", String::new()),
+            Ok(_) => with_state(&entry.record, "running", String::new()),
+            Err(e) => with_state(&entry.record, "broken", sentence(&e)),
+        }
+    }
+
+    /// Finds the URI of the libvirt a takeover runs on.
+    pub(crate) fn uri_of(&self, name: &str) -> ApiResult<String> {
+        self.get(name).map(|e| e.record.uri)
+    }
+
+    fn get(&self, name: &str) -> ApiResult<Entry> {
+        guard(&self.known).get(name).cloned().ok_or_else(|| {
+            ApiError::new(ApiErrorKind::NotFound, format!("there is no takeover '{name}'")).hint("see takeover-list")
+        })
+    }
+
+    /// Removes all traces of a takeover.
+    pub(crate) fn discard(&self, name: &str, hypervisor: &Hypervisor, views: &Views) -> ApiResult<()> {
+        let Entry { record, committing } = self.get(name)?;
+        if committing {
+            return Err(ApiError::new(ApiErrorKind::FailedPrecondition, format!("'{name}' is being committed"))
+                .hint("wait for the commit, or cancel it, first"));
+        }
+        let mut files: Vec<PathBuf> = record.disks.iter().map(|d| d.overlay.clone()).collect();
+        files.extend(record.nvram.clone());
+        let traces = Traces { uuid: record.uuid.clone(), files, directories: vec![record.dir.clone()] };
+        hypervisor.discard(&traces).map_err(from_libvirt)?;
+        views.close_takeover(name);
+        self.forget(name)
+    }
+
+    /// Marks a takeover as being committed, so that nothing else is done with it.
+    pub(crate) fn begin_commit(&self, name: &str) -> ApiResult<Point> {
+        let mut known = guard(&self.known);
+        let entry = known.get_mut(name).ok_or_else(|| {
+            ApiError::new(ApiErrorKind::NotFound, format!("there is no takeover '{name}'")).hint("see takeover-list")
+        })?;
+        if entry.committing {
+            return Err(ApiError::new(ApiErrorKind::FailedPrecondition, format!("'{name}' is being committed already")));
+        }
+        entry.committing = true;
+        Ok(entry.record.point.clone())
+    }
+
+    /// Pulls the rest of the view into the overlays; then the VM stands on its own and the view is let go.
+    pub(crate) fn commit(&self, name: &str, hypervisor: &Hypervisor, views: &Views, job: &JobHandle) -> ApiResult<()> {
+        let outcome = self.pull(name, hypervisor, job);
+        if let Some(entry) = guard(&self.known).get_mut(name) {
+            entry.committing = false;
+        }
+        outcome?;
+        views.close_takeover(name);
+        self.forget(name)
+    }
+
+    fn pull(&self, name: &str, hypervisor: &Hypervisor, job: &JobHandle) -> ApiResult<()> {
+        let Entry { record, .. } = self.get(name)?;
+        let domain = domain(&record, hypervisor).map_err(from_libvirt)?;
+        let total: u64 = record.disks.iter().map(|d| d.size).sum();
+        let mut before = 0;
+        job.progress(0, total);
+        for disk in &record.disks {
+            domain
+                .block_pull(&disk.now, &mut |p| {
+                    job.progress(before + p.done.min(disk.size), total);
+                    if job.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                })
+                .map_err(from_libvirt)?;
+            before += disk.size;
+            job.progress(before, total);
+            job.wrote(disk.overlay.display().to_string());
+        }
+        Ok(())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.records.join(format!("{}.toml", names::component(name)))
+    }
+
+    fn save(&self, record: &Record) -> ApiResult<()> {
+        let path = self.path(&record.name);
+        let failed = |e: &io::Error| host(&format!("keep the record {}", path.display()), e);
+        let text = toml::to_string(record)
+            .map_err(|e| ApiError::new(ApiErrorKind::Internal, format!("cannot write the record: {e}")))?;
+        let new = path.with_extension("new");
+        fs::write(&new, text)
+            .and_then(|()| fs::File::open(&new)?.sync_all())
+            .and_then(|()| fs::rename(&new, &path))
+            .and_then(|()| fs::File::open(&self.records)?.sync_all())
+            .map_err(|e| failed(&e))
+    }
+
+    fn forget(&self, name: &str) -> ApiResult<()> {
+        match fs::remove_file(self.path(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(host("remove the takeover's record", &e)),
+            _ => {}
+        }
+        guard(&self.known).remove(name);
+        Ok(())
+    }
+}
+
+fn domain(record: &Record, hypervisor: &Hypervisor) -> Result<Domain, LibvirtError> {
+    hypervisor.lookup(&record.uuid)
+}
+
+/// The domain XML as it was at a point.
+fn then_xml(harbor: &Harbor, description: &MachineDescription, point: &Point) -> ApiResult<String> {
+    match (&description.source, point.xml) {
+        (MachineSource::Libvirt { .. }, Some(version)) => harbor.xml(version).map_err(from_harbor),
+        (MachineSource::Libvirt { .. }, None) => {
+            Err(ApiError::new(ApiErrorKind::FailedPrecondition, format!("no domain XML was kept for point {}", point.id))
+                .hint("use export, and define a domain on the images yourself"))
+        }
+        (MachineSource::Qmp { .. }, _) => Err(ApiError::new(
+            ApiErrorKind::FailedPrecondition,
+            format!("'{}' is protected over a plain QMP socket: there is no domain XML to start a VM from", description.name),
+        )
+        .hint("use view-open or export, and start QEMU on that yourself")),
+    }
+}
+
+fn spec(record: &Record, request: &v1::TakeoverRequest, hypervisor: &Hypervisor) -> ApiResult<(TakeoverSpec, StartMode)> {
+    let invalid = |what: String, hint: &str| Err(ApiError::new(ApiErrorKind::InvalidArgument, what).hint(hint));
+    let network = match request.network.as_str() {
+        "" => NetworkChoice::Keep,
+        "none" => NetworkChoice::None,
+        name => {
+            hypervisor.require_network(name).map_err(from_libvirt)?;
+            NetworkChoice::Named(name.to_owned())
+        }
+    };
+    let mac = match request.mac.as_str() {
+        "keep" => MacChoice::Keep,
+        "new" | "" => MacChoice::New,
+        other => return invalid(format!("--mac {other:?} is not known"), "use keep or new"),
+    };
+    let memory_kib = match request.memory_bytes {
+        0 => None,
+        bytes if bytes < 1 << 20 => {
+            return invalid(format!("{bytes} bytes of memory are too few"), "give a size such as 512M or 2G");
+        }
+        bytes => Some(bytes / 1024),
+    };
+    let disks = record.disks.iter().map(|d| TakeoverDisk {
+        target: d.target.clone(),
+        overlay: d.overlay.clone(),
+        backing: Some(NbdBacking {
+            socket: record.socket.clone(),
+            export: d.target.clone(),
+            reconnect_delay_s: RECONNECT_DELAY_S,
+        }),
+    });
+    let spec = TakeoverSpec {
+        name: record.name.clone(),
+        uuid: record.uuid.clone(),
+        vcpus: (request.vcpus > 0).then_some(request.vcpus),
+        memory_kib,
+        network,
+        mac,
+        disk_bus: (!request.disk_bus.is_empty()).then(|| request.disk_bus.clone()),
+        disks: disks.collect(),
+        nvram: None,
+        console_log: None,
+    };
+    Ok((spec, if request.paused { StartMode::Paused } else { StartMode::Running }))
+}
+
+/// Serves the view of a takeover on a socket that QEMU's user can reach.
+fn serve(record: &Record, harbor: &Harbor, description: &MachineDescription, views: &Views) -> ApiResult<v1::View> {
+    let view = harbor.view(record.point.id).map_err(from_harbor)?;
+    let access = Access { mode: 0o600, owner: qemu_identity().map(|u| (u.uid, u.gid)) };
+    let holder = Holder::Takeover(record.name.clone());
+    views.open(description, view, holder, Some(record.socket.clone()), access)
+}
+
+/// Makes the directory of a takeover's overlays; QEMU's user passes through it and sees no more.
+fn make_dir(dir: &Path) -> ApiResult<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let failed = |e: io::Error| host(&format!("make {}", dir.display()), &e);
+    fs::create_dir_all(dir).map_err(failed)?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o711)).map_err(failed)
+}
+
+fn own(path: &Path) -> ApiResult<()> {
+    let Some(user) = qemu_identity() else { return Ok(()) };
+    std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid))
+        .map_err(|e| host(&format!("give {} to QEMU's user", path.display()), &e))
+}
+
+fn host(what: &str, error: &io::Error) -> ApiError {
+    let kind = match error.kind() {
+        io::ErrorKind::StorageFull => ApiErrorKind::ResourceExhausted,
+        io::ErrorKind::PermissionDenied => ApiErrorKind::PermissionDenied,
+        _ => ApiErrorKind::Internal,
+    };
+    ApiError::new(kind, format!("cannot {what}: {error}"))
+}
+
+fn with_state(record: &Record, state: &str, detail: String) -> v1::Takeover {
+    use std::os::unix::fs::MetadataExt;
+    let allocated = |d: &Disk| fs::metadata(&d.overlay).map_or(0, |m| m.blocks() * 512);
+    v1::Takeover {
+        name: record.name.clone(),
+        machine: record.machine.clone(),
+        point: Some(messages::point(&record.point)),
+        state: state.into(),
+        created_ns: messages::time(record.created),
+        uuid: record.uuid.clone(),
+        overlay_bytes: record.disks.iter().map(allocated).sum(),
+        detail,
+    }
+}
