@@ -1,0 +1,116 @@
+//! `info`: everything about one machine.
+
+use super::{
+    error::CliResult,
+    json,
+    list::state,
+    session::Session,
+    text::{Table, local, or_dash, pairs},
+};
+use crate::{
+    api::v1,
+    units::{format_duration, format_size},
+};
+
+/// How many gaps people are shown; programs get all.
+const GAPS_SHOWN: usize = 10;
+
+/// Shows a machine: its state, volumes, points, gaps and what is kept of it
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The machine
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
+    let request = v1::MachineRequest { name: args.name };
+    let machine = session
+        .client
+        .call(async |api| api.get_machine(request).await)?;
+    session.answer(&json::Machine::from(&machine), || describe(&machine))
+}
+
+/// Describes a machine to people.
+pub(super) fn describe(machine: &v1::Machine) -> String {
+    let mut text = pairs(&[
+        ("Name", machine.name.clone()),
+        ("Id", machine.id.clone()),
+        ("Source", machine.source.clone()),
+        (
+            "State",
+            format!("{} since {}", state(machine), local(machine.state_since_ns)),
+        ),
+        ("Detail", or_dash(&machine.state_detail)),
+        ("Protected", format!("since {}", local(machine.created_ns))),
+        (
+            "Points",
+            format!(
+                "{}, one every {}",
+                machine.points,
+                every(machine.point_interval_ms)
+            ),
+        ),
+        ("First point", point(machine.first_point.as_ref())),
+        ("Newest point", point(machine.newest_point.as_ref())),
+        (
+            "Captured",
+            format!(
+                "{} in {} writes",
+                format_size(machine.written_bytes),
+                machine.writes
+            ),
+        ),
+        ("Journal", format_size(machine.journal_bytes)),
+        ("Base points", format_size(machine.base_bytes)),
+        (
+            "IO buffer",
+            format!(
+                "{} of {}",
+                format_size(machine.buffer_bytes),
+                format_size(machine.buffer_limit_bytes)
+            ),
+        ),
+        ("Harbor", machine.harbor.clone()),
+    ]);
+    let mut volumes = Table::new(["Volume", "Size", "Tap", "Node", "Image"]);
+    for volume in &machine.volumes {
+        let tap = if volume.attached { "attached" } else { "-" };
+        let size = format_size(volume.size_bytes);
+        volumes.row([
+            volume.target.clone(),
+            size,
+            tap.into(),
+            or_dash(&volume.node),
+            or_dash(&volume.image),
+        ]);
+    }
+    text.push('\n');
+    text.push_str(&volumes.render());
+    for left_out in &machine.left_out {
+        text.push_str(&format!("left out: {}\n", super::text::plain(left_out)));
+    }
+    if !machine.gaps.is_empty() {
+        let mut gaps = Table::new(["Gap from", "To", "Reason"]);
+        for gap in machine
+            .gaps
+            .iter()
+            .skip(machine.gaps.len().saturating_sub(GAPS_SHOWN))
+        {
+            gaps.row([local(gap.start_ns), local(gap.end_ns), gap.reason.clone()]);
+        }
+        text.push('\n');
+        text.push_str(&gaps.render());
+    }
+    text
+}
+
+fn every(ms: u64) -> String {
+    format_duration(std::time::Duration::from_millis(ms))
+}
+
+fn point(point: Option<&v1::Point>) -> String {
+    point.map_or("-".into(), |point| {
+        format!("{}, {}", point.id, local(point.time_ns))
+    })
+}

@@ -1,0 +1,205 @@
+//! What `--json` prints: one document a command, with these field names for ever.
+//!
+//! Times are RFC 3339 in UTC with nanoseconds, sizes are bytes, a thing that is not there is `null`, a
+//! text that is not there is `""`. Lists come as an object with one array, so that fields can be added.
+//! Invariant: a field is never renamed or taken away; `tests/cli/json.rs` holds the list of them.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::api::v1;
+
+/// Prints a moment as RFC 3339 with nanoseconds; none for 0.
+pub(super) fn time(ns: i64) -> Option<String> {
+    let time = Timestamp::from_nanosecond(i128::from(ns))
+        .ok()
+        .filter(|_| ns != 0)?;
+    Some(format!("{time:.9}"))
+}
+
+/// Declares a document: its fields, each with how it comes from the message of the API.
+macro_rules! document {
+    ($(#[$doc:meta])* $name:ident($from:ident: $message:ty) { $($field:ident: $type:ty = $value:expr,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Serialize)]
+        pub(super) struct $name {
+            $($field: $type,)*
+        }
+
+        impl From<&$message> for $name {
+            fn from($from: &$message) -> Self {
+                Self { $($field: $value,)* }
+            }
+        }
+    };
+}
+
+document! {
+    /// A protected machine: `protect`, `info`, `suspend`, `resume`; in `list` as `machines`.
+    Machine(m: v1::Machine) {
+        name: String = m.name.clone(),
+        id: String = m.id.clone(),
+        source: String = m.source.clone(),
+        state: String = m.state.clone(),
+        state_detail: String = m.state_detail.clone(),
+        state_since: Option<String> = time(m.state_since_ns),
+        volumes: Vec<Volume> = all(&m.volumes),
+        left_out: Vec<String> = m.left_out.clone(),
+        points: u64 = m.points,
+        first_point: Option<Point> = m.first_point.as_ref().map(Into::into),
+        newest_point: Option<Point> = m.newest_point.as_ref().map(Into::into),
+        progress: Option<Progress> = m.progress.as_ref().map(Into::into),
+        journal_bytes: u64 = m.journal_bytes,
+        base_bytes: u64 = m.base_bytes,
+        buffer_bytes: u64 = m.buffer_bytes,
+        buffer_limit_bytes: u64 = m.buffer_limit_bytes,
+        writes: u64 = m.writes,
+        written_bytes: u64 = m.written_bytes,
+        point_interval_ms: u64 = m.point_interval_ms,
+        harbor: String = m.harbor.clone(),
+        gaps: Vec<Gap> = all(&m.gaps),
+        created: Option<String> = time(m.created_ns),
+    }
+}
+
+document! {
+    /// One protected disk of a machine.
+    Volume(v: v1::Volume) {
+        id: u32 = v.id,
+        target: String = v.target.clone(),
+        size_bytes: u64 = v.size_bytes,
+        node: String = v.node.clone(),
+        image: String = v.image.clone(),
+        attached: bool = v.attached,
+    }
+}
+
+document! {
+    /// How far a seed, resync, export or commit is.
+    Progress(p: v1::Progress) {
+        what: String = p.what.clone(),
+        done_bytes: u64 = p.done_bytes,
+        total_bytes: u64 = p.total_bytes,
+    }
+}
+
+document! {
+    /// A span without valid recovery points; `end` is null while it lasts.
+    Gap(g: v1::Gap) {
+        start: Option<String> = time(g.start_ns),
+        end: Option<String> = time(g.end_ns),
+        reason: String = g.reason.clone(),
+    }
+}
+
+document! {
+    /// A recovery point: `point-create`; in `point-list` as `points`.
+    Point(p: v1::Point) {
+        id: u64 = p.id,
+        time: Option<String> = time(p.time_ns),
+        grade: String = p.grade.clone(),
+        label: String = p.label.clone(),
+        seq: u64 = p.seq,
+    }
+}
+
+document! {
+    /// An open view: `view-open`; in `view-list` as `views`.
+    View(v: v1::View) {
+        id: String = v.id.clone(),
+        machine: String = v.machine.clone(),
+        point: Option<Point> = v.point.as_ref().map(Into::into),
+        opened: Option<String> = time(v.opened_ns),
+        volumes: Vec<ViewVolume> = all(&v.volumes),
+        connections: u32 = v.connections,
+        holder: String = v.holder.clone(),
+    }
+}
+
+document! {
+    /// One volume of a view and the NBD URI it is read at.
+    ViewVolume(v: v1::ViewVolume) {
+        target: String = v.target.clone(),
+        size_bytes: u64 = v.size_bytes,
+        uri: String = v.uri.clone(),
+    }
+}
+
+document! {
+    /// Long work, as it ended: `export`, `takeover-commit`.
+    Job(j: v1::Job) {
+        id: String = j.id.clone(),
+        kind: String = j.kind.clone(),
+        machine: String = j.machine.clone(),
+        state: String = j.state.clone(),
+        error: String = j.error.clone(),
+        hint: String = j.hint.clone(),
+        progress: Option<Progress> = j.progress.as_ref().map(Into::into),
+        point: Option<Point> = j.point.as_ref().map(Into::into),
+        files: Vec<String> = j.files.clone(),
+    }
+}
+
+document! {
+    /// A taken-over machine; in `takeover-list` as `takeovers`.
+    Takeover(t: v1::Takeover) {
+        name: String = t.name.clone(),
+        machine: String = t.machine.clone(),
+        point: Option<Point> = t.point.as_ref().map(Into::into),
+        state: String = t.state.clone(),
+        created: Option<String> = time(t.created_ns),
+        uuid: String = t.uuid.clone(),
+        overlay_bytes: u64 = t.overlay_bytes,
+        detail: String = t.detail.clone(),
+    }
+}
+
+document! {
+    /// What `takeover` did.
+    TakenOver(r: v1::TakeoverReply) {
+        takeover: Option<Takeover> = r.takeover.as_ref().map(Into::into),
+        dropped: Vec<String> = r.dropped.clone(),
+        ready_ms: u64 = r.ready_ms,
+    }
+}
+
+document! {
+    /// The daemon's state: `status`.
+    Status(s: v1::StatusReply) {
+        version: String = s.version.clone(),
+        pid: u32 = s.pid,
+        started: Option<String> = time(s.started_ns),
+        state_dir: String = s.state_dir.clone(),
+        machines: u32 = s.machines,
+        machines_protected: u32 = s.machines_protected,
+        views: u32 = s.views,
+        takeovers: u32 = s.takeovers,
+        jobs_running: u32 = s.jobs_running,
+        free_bytes: u64 = s.free_bytes,
+        problems: Vec<String> = s.problems.clone(),
+    }
+}
+
+document! {
+    /// `list`.
+    Machines(l: v1::MachineList) { machines: Vec<Machine> = all(&l.machines), }
+}
+
+document! {
+    /// `point-list`; `truncated` tells that there are older ones than `--limit` allowed.
+    Points(l: v1::PointList) { points: Vec<Point> = all(&l.points), truncated: bool = l.truncated, }
+}
+
+document! {
+    /// `view-list`.
+    Views(l: v1::ViewList) { views: Vec<View> = all(&l.views), }
+}
+
+document! {
+    /// `takeover-list`.
+    Takeovers(l: v1::TakeoverList) { takeovers: Vec<Takeover> = all(&l.takeovers), }
+}
+
+fn all<'a, M, D: From<&'a M>>(messages: &'a [M]) -> Vec<D> {
+    messages.iter().map(Into::into).collect()
+}

@@ -1,0 +1,184 @@
+//! The command line, `virt-cdp`: one file a command.
+//!
+//! How: the command line is parsed, the command gets a [`session::Session`] (the daemon, and who reads
+//! the answer), and its result becomes the exit code: 0, 1 for failure, 2 for a command line that is
+//! wrong. Without a command it is a shell.
+//! Invariant: stdout holds the answer and nothing else; errors, hints and progress go to stderr.
+
+pub mod at;
+mod client;
+mod error;
+mod session;
+
+mod export;
+mod generate;
+mod info;
+mod list;
+mod point_create;
+mod point_list;
+mod protect;
+mod resume;
+mod status;
+mod suspend;
+mod takeover;
+mod takeover_commit;
+mod takeover_discard;
+mod takeover_list;
+mod unprotect;
+mod version;
+mod view_close;
+mod view_list;
+mod view_open;
+
+mod job;
+mod json;
+mod progress;
+mod text;
+
+pub mod complete;
+mod shell;
+pub mod words;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use self::{
+    client::{Address, Client},
+    error::CliResult,
+    session::{Reader, Session},
+};
+use crate::daemon::{self, OpenEngine};
+
+/// What is said about `--at` below the help of the commands that have it.
+const AT_HELP: &str = "\
+T is one of
+  latest                       the newest point
+  123                          the point of that id
+  30s, 5m, 2h, 1d              that long ago
+  2026-11-22 05:12:01[.123]    local time
+  2026-11-22T04:12:01.5Z       RFC 3339
+The newest point not later than T is taken, and named in the answer.";
+
+/// Continuous data protection for libvirt/KVM machines: every write is kept, and every second can be
+/// looked at, started, or taken out again
+///
+/// Without a command it opens a shell with history and completion.
+#[derive(Debug, Parser)]
+#[command(name = "virt-cdp", version, disable_help_subcommand = false)]
+struct Cli {
+    /// Where virtcdpd listens: unix:///path or /path [default: unix:///run/virt-cdp/virtcdpd.sock]
+    #[arg(
+        short = 'c',
+        long = "connect",
+        value_name = "URI",
+        global = true,
+        env = "VIRT_CDP_URI",
+        hide_env_values = true
+    )]
+    connect: Option<String>,
+
+    /// Answers with one JSON document
+    ///
+    /// Times are RFC 3339 in UTC with nanoseconds, sizes are bytes; field names do not change.
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+enum Command {
+    Protect(protect::Args),
+    Unprotect(unprotect::Args),
+    List(list::Args),
+    Info(info::Args),
+    Suspend(suspend::Args),
+    Resume(resume::Args),
+    PointList(point_list::Args),
+    PointCreate(point_create::Args),
+    ViewOpen(view_open::Args),
+    ViewList(view_list::Args),
+    ViewClose(view_close::Args),
+    Export(export::Args),
+    Takeover(takeover::Args),
+    TakeoverList(takeover_list::Args),
+    TakeoverDiscard(takeover_discard::Args),
+    TakeoverCommit(takeover_commit::Args),
+    Status(status::Args),
+    Version(version::Args),
+    #[command(hide = true)]
+    Completions(generate::Completions),
+    #[command(hide = true)]
+    Man(generate::Man),
+    #[command(hide = true)]
+    Daemon(daemon::args::Args),
+}
+
+impl Command {
+    fn run(self, session: &mut Session) -> CliResult {
+        match self {
+            Self::Protect(args) => protect::run(args, session),
+            Self::Unprotect(args) => unprotect::run(args, session),
+            Self::List(args) => list::run(args, session),
+            Self::Info(args) => info::run(args, session),
+            Self::Suspend(args) => suspend::run(args, session),
+            Self::Resume(args) => resume::run(args, session),
+            Self::PointList(args) => point_list::run(args, session),
+            Self::PointCreate(args) => point_create::run(args, session),
+            Self::ViewOpen(args) => view_open::run(args, session),
+            Self::ViewList(args) => view_list::run(args, session),
+            Self::ViewClose(args) => view_close::run(args, session),
+            Self::Export(args) => export::run(args, session),
+            Self::Takeover(args) => takeover::run(args, session),
+            Self::TakeoverList(args) => takeover_list::run(args, session),
+            Self::TakeoverDiscard(args) => takeover_discard::run(args, session),
+            Self::TakeoverCommit(args) => takeover_commit::run(args, session),
+            Self::Status(args) => status::run(args, session),
+            Self::Version(args) => version::run(args, session),
+            Self::Completions(args) => {
+                generate::completions(&args);
+                Ok(())
+            }
+            Self::Man(args) => generate::man(&args),
+            // Taken before a session is made; there is nothing to do with it here.
+            Self::Daemon(_) => Ok(()),
+        }
+    }
+}
+
+/// Returns the whole command line, for help texts, completion and man pages.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Runs the program on its command line; `open_engine` is for the hidden `daemon`.
+#[must_use]
+pub fn main(open_engine: OpenEngine) -> ExitCode {
+    let cli = Cli::parse();
+    if let Some(Command::Daemon(args)) = &cli.command {
+        return daemon::main(args, open_engine);
+    }
+    let result = Address::parse(cli.connect.as_deref()).and_then(|address| {
+        let reader = if cli.json {
+            Reader::Programs
+        } else {
+            Reader::People
+        };
+        let mut session = Session {
+            client: Client::new(address),
+            reader,
+        };
+        match cli.command {
+            Some(command) => command.run(&mut session).map(|()| ExitCode::SUCCESS),
+            None => Ok(shell::run(&mut session)),
+        }
+    });
+    result.unwrap_or_else(|error| {
+        error.print();
+        error.exit_code()
+    })
+}
