@@ -191,8 +191,8 @@ pub fn serve_tap<S: WriteSink>(
 }
 
 impl Catalogue for TapConfig {
-    fn list(&self) -> Vec<&str> {
-        vec![&self.name]
+    fn list(&self) -> Vec<(&str, &str)> {
+        vec![(&self.name, "")]
     }
 
     fn offer(&self, name: &str) -> Option<Offer> {

@@ -28,6 +28,9 @@ pub const READ_PIECE: usize = 1 << 20;
 /// The smallest zero extent worth a hole chunk of its own in a read's reply, in bytes.
 pub const HOLE_MIN: u64 = 4096;
 
+/// The unit in which block status is told, in bytes; smaller runs of zeroes count as data.
+pub const SECTOR: u64 = 512;
+
 /// The most extents one block status reply of ours carries.
 pub const STATUS_EXTENTS: usize = 8192;
 

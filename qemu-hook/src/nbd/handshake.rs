@@ -20,8 +20,8 @@ const DOING: &str = "shaking hands with a client";
 
 /// What can be connected to.
 pub(crate) trait Catalogue {
-    /// Names of all exports, in order.
-    fn list(&self) -> Vec<&str>;
+    /// Names and descriptions of all exports, in order.
+    fn list(&self) -> Vec<(&str, &str)>;
 
     /// The export a client means by `name`.
     fn offer(&self, name: &str) -> Option<Offer>;
@@ -231,9 +231,10 @@ impl<S: Stream> Handshake<'_, S> {
     }
 
     fn list(&mut self) -> Result<(), NbdError> {
-        for name in self.catalogue.list() {
+        for (name, description) in self.catalogue.list() {
             let mut data = Vec::new();
             put_string(&mut data, name);
+            data.extend_from_slice(description.as_bytes());
             self.reply(opt::LIST, rep::SERVER, &data)?;
         }
         self.reply(opt::LIST, rep::ACK, &[])

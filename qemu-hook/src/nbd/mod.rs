@@ -19,8 +19,16 @@ pub mod stream;
 pub(crate) mod handshake;
 mod serve;
 
+pub mod client;
+mod client_handshake;
+mod read_ranges;
+mod status;
+
+pub use client::{ConnectOptions, NbdClient};
 pub use error::NbdError;
 pub use export::{Export, Exports, Extent, ExtentKind};
+pub use read_ranges::{Piece, ReadError};
 pub use server::NbdServer;
+pub use status::ContextExtent;
 
 pub(crate) use proto::{Request, SimpleReply, cmd, errno, flag};

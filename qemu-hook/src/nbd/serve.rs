@@ -184,7 +184,8 @@ impl<S: Stream> Session<'_, S> {
         } else {
             bounds::STATUS_EXTENTS
         };
-        let told = clip(&extents, len, most);
+        let mut told = to_sectors(&clip(&extents, len), request.offset);
+        told.truncate(most);
         if told.is_empty() {
             let error = io::Error::other("the device told of no extent");
             return self.fail_read(request, &error);
@@ -263,7 +264,7 @@ struct Part {
 fn plan_pieces(extents: &[Extent], offset: u64, len: u64) -> Vec<Part> {
     let mut merged = Vec::new();
     let mut covered = 0;
-    for extent in clip(extents, len, usize::MAX) {
+    for extent in clip(extents, len) {
         let kind = if extent.len < bounds::HOLE_MIN {
             ExtentKind::Data
         } else {
@@ -298,20 +299,49 @@ fn plan_pieces(extents: &[Extent], offset: u64, len: u64) -> Vec<Part> {
     plan
 }
 
-/// Cuts extents to `len` bytes and `most` entries, merged, without the empty ones.
-fn clip(extents: &[Extent], len: u64, most: usize) -> Vec<Extent> {
-    let mut clipped: Vec<Extent> = Vec::new();
+/// Cuts extents to `len` bytes, merged, without the empty ones.
+fn clip(extents: &[Extent], len: u64) -> Vec<Extent> {
+    let mut clipped = Vec::new();
     let mut left = len;
     for extent in extents {
         let part = extent.len.min(left);
         Extent::push_merged(&mut clipped, part, extent.kind);
         left -= part;
-        if clipped.len() > most {
-            clipped.truncate(most);
-            break;
-        }
     }
     clipped
+}
+
+/// Moves boundaries inside the extents, which begin at byte `offset`, to sectors: zeroes shrink.
+///
+/// qemu-img counts block status in sectors and rounds up: data in a sector that begins as zeroes
+/// would be lost in its copy.
+fn to_sectors(extents: &[Extent], offset: u64) -> Vec<Extent> {
+    let end = extents.iter().fold(offset, |at, extent| at + extent.len);
+    let mut moved = Vec::new();
+    let (mut start, mut told) = (offset, offset);
+    for extent in extents {
+        let stop = start + extent.len;
+        if extent.kind == ExtentKind::Zero {
+            let from = if start == offset {
+                start
+            } else {
+                start.next_multiple_of(bounds::SECTOR)
+            };
+            let to = if stop == end {
+                stop
+            } else {
+                stop - stop % bounds::SECTOR
+            };
+            if from < to {
+                Extent::push_merged(&mut moved, from - told, ExtentKind::Data);
+                Extent::push_merged(&mut moved, to - from, ExtentKind::Zero);
+                told = to;
+            }
+        }
+        start = stop;
+    }
+    Extent::push_merged(&mut moved, end - told, ExtentKind::Data);
+    moved
 }
 
 #[cfg(test)]
@@ -327,7 +357,8 @@ mod tests {
     #[test]
     fn a_plan_covers_the_read_whatever_the_extents_say() {
         let piece = bounds::READ_PIECE as u64;
-        let tables: &[(&[(u64, ExtentKind)], u64, usize)] = &[
+        type Row<'a> = (&'a [(u64, ExtentKind)], u64, usize);
+        let tables: &[Row<'_>] = &[
             (&[], 100, 1),
             (&[(100, Zero)], 100, 1),
             (&[(4096, Zero), (4096, Data), (u64::MAX, Zero)], 16384, 3),
@@ -352,12 +383,42 @@ mod tests {
     #[test]
     fn extents_are_cut_to_the_request() {
         let all = extents(&[(10, Data), (10, Data), (0, Zero), (10, Zero), (99, Data)]);
-        assert_eq!(
-            clip(&all, 35, 9),
-            extents(&[(20, Data), (10, Zero), (5, Data)])
-        );
-        assert_eq!(clip(&all, 35, 1), extents(&[(20, Data)]));
-        assert_eq!(clip(&all, 12, 9), extents(&[(12, Data)]));
-        assert!(clip(&[], 12, 9).is_empty());
+        let cut = extents(&[(20, Data), (10, Zero), (5, Data)]);
+        assert_eq!(clip(&all, 35), cut);
+        assert_eq!(clip(&all, 12), extents(&[(12, Data)]));
+        assert!(clip(&[], 12).is_empty());
+    }
+
+    #[test]
+    fn zeroes_shrink_to_whole_sectors() {
+        type Row<'a> = (u64, &'a [(u64, ExtentKind)], &'a [(u64, ExtentKind)]);
+        let tables: &[Row<'_>] = &[
+            (0, &[(100, Zero), (412, Data)], &[(512, Data)]),
+            (
+                0,
+                &[(600, Data), (1000, Zero), (400, Data)],
+                &[(1024, Data), (512, Zero), (464, Data)],
+            ),
+            (0, &[(600, Data), (300, Zero)], &[(900, Data)]),
+            (
+                0,
+                &[(1024, Data), (300, Zero)],
+                &[(1024, Data), (300, Zero)],
+            ),
+            (700, &[(10, Zero)], &[(10, Zero)]),
+            (
+                700,
+                &[(400, Zero), (100, Data)],
+                &[(324, Zero), (176, Data)],
+            ),
+            (
+                0,
+                &[(513, Zero), (1, Data), (510, Zero)],
+                &[(512, Zero), (512, Data)],
+            ),
+        ];
+        for (offset, given, wanted) in tables {
+            assert_eq!(to_sectors(&extents(given), *offset), extents(wanted));
+        }
     }
 }

@@ -221,8 +221,10 @@ pub fn serve_stream<S: Stream>(stream: &mut S, exports: &Exports) -> Result<(), 
 }
 
 impl Catalogue for Exports {
-    fn list(&self) -> Vec<&str> {
-        self.names().collect()
+    fn list(&self) -> Vec<(&str, &str)> {
+        let all = self.iter();
+        all.map(|(name, named)| (name, named.description.as_str()))
+            .collect()
     }
 
     fn offer(&self, name: &str) -> Option<Offer> {

@@ -1,0 +1,15 @@
+//! NBD in both directions and the tap, against the peers they are made for: nbdinfo, nbdcopy,
+//! qemu-img, qemu-io, fio, libnbd; qemu-nbd and qemu-storage-daemon; and peers that mean harm.
+//!
+//! A test whose peer is not installed says so and passes.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod device;
+mod peers;
+mod raw;
+
+mod view_handshake;
+mod view_hostile;
+mod view_reads;
+mod view_server;
