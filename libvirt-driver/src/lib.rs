@@ -22,6 +22,7 @@ pub mod disks;
 pub mod domain;
 pub mod nodes;
 mod xml_tree;
+pub mod nvram;
 
 pub mod agent;
 pub mod monitor;

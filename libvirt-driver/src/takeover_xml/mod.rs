@@ -1,38 +1,77 @@
 //! The XML of a machine at some time, edited into a takeover's.
 //!
-//! Pure: text and a spec in, text and a list of sentences out.
+//! Pure: text and a spec in, text and a list of sentences out. Each submodule edits one part of the machine;
+//! what none of them knows stays as it was. In order: who it is ([`identity`]), how large ([`sizing`]), what it starts
+//! from ([`firmware`]), its disks ([`disks`]), its network cards ([`network`]), its ports and screens ([`ports`]), and what
+//! of the host was inside it ([`host_parts`]).
+//!
+//! Invariant: two domains, the one of that time and the takeover, can run side by side on one host; nothing
+//! of the first one's host side (sockets, files, ports, devices, names) is in the second. Whatever does not come along,
+//! or is another thing than it was, has its sentence in [`Edited::dropped`], except what the spec itself asks for.
 
+mod disks;
+mod firmware;
+mod host_parts;
+mod identity;
+mod network;
+mod ports;
+mod sizing;
 mod spec;
 
 pub use spec::{
     Edited, MacChoice, NbdBacking, NetworkChoice, RenamedTarget, TakeoverDisk, TakeoverSpec,
 };
 
+pub(crate) use identity::is_takeover;
+
 use xmltree::Element;
 
 use crate::error::{ErrorKind, LibvirtError, Result};
-use crate::xml_tree::Tree;
-
-/// The namespace of the mark in a takeover's metadata.
-const MARK_NAMESPACE: &str = "urn:virt-cdp:takeover";
+use crate::xml_tree::{parse_domain, to_text};
 
 /// Edits the XML a machine had at some time into a takeover's.
 ///
 /// # Errors
 /// [`ErrorKind::BadXml`] when the text is no domain XML, or the spec asks for what the machine cannot have.
-pub fn edit(_xml_of_that_time: &str, _spec: &TakeoverSpec) -> Result<Edited> {
-    Err(LibvirtError::new(
-        ErrorKind::BadXml,
-        "edit",
-        "not there yet",
-    ))
-}
-
-/// Tells whether the XML has the mark that [`edit`] leaves.
-pub(crate) fn is_takeover(domain: &Element) -> bool {
-    domain.get_child("metadata").is_some_and(|metadata| {
-        metadata
-            .elements()
-            .any(|element| element.namespace.as_deref() == Some(MARK_NAMESPACE))
+pub fn edit(xml_of_that_time: &str, spec: &TakeoverSpec) -> Result<Edited> {
+    let mut domain = parse_domain(xml_of_that_time)?;
+    let mut notes = Vec::new();
+    identity::edit(&mut domain, spec, &mut notes)?;
+    sizing::edit(&mut domain, spec, &mut notes);
+    firmware::edit(&mut domain, spec, &mut notes);
+    let machine = machine_type(&domain);
+    let devices = devices(&mut domain)?;
+    let targets = disks::edit(devices, &machine, spec, &mut notes)?;
+    network::edit(devices, spec, &mut notes);
+    ports::edit(devices, spec, &mut notes);
+    host_parts::edit(&mut domain, &mut notes);
+    Ok(Edited {
+        xml: to_text(&domain)?,
+        dropped: notes,
+        targets,
     })
 }
+
+/// An error about the spec or the XML.
+fn bad(message: impl Into<String>) -> LibvirtError {
+    LibvirtError::new(ErrorKind::BadXml, "make the takeover's XML", message)
+}
+
+fn devices(domain: &mut Element) -> Result<&mut Element> {
+    domain
+        .get_mut_child("devices")
+        .ok_or_else(|| bad("the machine of that time has no <devices>"))
+}
+
+/// The machine type with its version, such as `pc-q35-10.0`.
+fn machine_type(domain: &Element) -> String {
+    use crate::xml_tree::Tree;
+    let os = domain.get_child("os");
+    os.and_then(|os| os.child_attr("type", "machine"))
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[cfg(test)]
+#[path = "edit_tests.rs"]
+mod tests;
