@@ -38,6 +38,7 @@ cache_dir() {
 
 cache=$(cache_dir)
 mkdir -p "$cache"
+cache=$(cd "$cache" && pwd)
 chmod a+x "$cache" 2>/dev/null || true
 
 build_once() {
