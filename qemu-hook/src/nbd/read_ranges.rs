@@ -133,8 +133,8 @@ impl<'a, E> Reading<'a, E> {
             return Err(NbdError::protocol(DOING, "an answer to no request"));
         };
         match head.kind {
-            chunk::OFFSET_DATA => {
-                let len = head.len.saturating_sub(8);
+            chunk::OFFSET_DATA if head.len > 8 => {
+                let len = head.len - 8;
                 let offset = self.offset_of(len, &mut asked)?;
                 self.fill(len as usize)?;
                 self.hand_over(offset, None);

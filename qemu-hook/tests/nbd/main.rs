@@ -8,8 +8,18 @@
 mod device;
 mod peers;
 mod raw;
+mod storage_daemon;
+mod tap_sink;
 
 mod view_handshake;
 mod view_hostile;
 mod view_reads;
 mod view_server;
+
+mod client_reads;
+mod client_suspicion;
+
+mod tap_mirror;
+mod tap_requests;
+
+mod speed;
