@@ -1,1 +1,118 @@
-//! End-to-end tests of virt-cdp on real guests.
+//! What the end-to-end tests stand on: a daemon of their own, guests, and QEMU's storage daemon.
+//!
+//! Every piece cleans up after itself when it is dropped, and ends only what it started. What a machine
+//! lacks is said aloud by [`needs`]; where `CI` is set nothing may be lacking.
+
+pub mod daemon;
+
+pub mod guest;
+
+pub mod storage_daemon;
+
+pub mod nbd;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lies in the repository").to_path_buf()
+}
+
+/// The built program `virt-cdp`.
+pub fn program() -> PathBuf {
+    let test = std::env::current_exe().expect("a path of this test");
+    let target = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/TEST");
+    let program = target.join("virt-cdp");
+    assert!(program.exists(), "{} is not built: run cargo build first", program.display());
+    program
+}
+
+/// A name that no other test, in this or another process, uses.
+pub fn unique(what: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("vct-{what}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// True when every one of `programs` is there; otherwise says what is skipped. In CI it must be there.
+pub fn needs(programs: &[&str]) -> bool {
+    let missing: Vec<_> = programs.iter().filter(|p| !run("sh", &["-c", &format!("command -v {p}")]).ok).collect();
+    if missing.is_empty() {
+        return true;
+    }
+    assert!(std::env::var_os("CI").is_none(), "CI lacks {missing:?}; tests/setup should have installed it");
+    eprintln!("SKIPPED: needs {missing:?}; tests/setup installs it");
+    false
+}
+
+/// True when libvirt answers; otherwise says what is skipped. In CI it must answer.
+pub fn needs_libvirt() -> bool {
+    if needs(&["virsh", "qemu-system-x86_64"]) && run("virsh", &["-c", "qemu:///system", "list"]).ok {
+        return true;
+    }
+    assert!(std::env::var_os("CI").is_none(), "libvirt does not answer in CI; tests/setup should have started it");
+    eprintln!("SKIPPED: needs libvirt on qemu:///system; tests/setup starts it");
+    false
+}
+
+/// What a command printed and whether it went well.
+#[derive(Debug, Clone)]
+pub struct Ran {
+    /// Exit code 0.
+    pub ok: bool,
+    /// The exit code; none when a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            ok: output.status.success(),
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// Runs a command to its end.
+pub fn run(program: &str, arguments: &[&str]) -> Ran {
+    match Command::new(program).args(arguments).output() {
+        Ok(output) => output.into(),
+        Err(e) => Ran { ok: false, code: None, out: String::new(), err: format!("{program}: {e}") },
+    }
+}
+
+/// Runs a command that has to go well; returns what it printed.
+pub fn must(program: &str, arguments: &[&str]) -> String {
+    let ran = run(program, arguments);
+    assert!(ran.ok, "{program} {arguments:?}: {}{}", ran.out, ran.err);
+    ran.out
+}
+
+/// Waits until `what` holds, asking every 50 ms; fails with its last answer at the deadline.
+pub fn wait_for<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Result<T, String>) -> T {
+    let give_up = Instant::now() + deadline;
+    loop {
+        match ask() {
+            Ok(found) => return found,
+            Err(last) => assert!(Instant::now() < give_up, "{what}: not within {deadline:?}: {last}"),
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Nanoseconds since the epoch, as guests and daemon count them.
+pub fn now_ns() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    i64::try_from(since.as_nanos()).expect("before 2262")
+}

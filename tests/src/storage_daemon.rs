@@ -1,0 +1,90 @@
+//! qemu-storage-daemon in the place of a guest: the same block layer, no emulation noise.
+//!
+//! Two QMP sockets: one is the product's, one the test's. Writers reach the nodes over NBD, which is
+//! started after the seed, as QEMU has one NBD server and the seed needs it.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use qemu_hook::{monitor::Monitor, qmp::QmpSocket};
+use serde_json::json;
+
+use crate::{must, unique, wait_for};
+
+/// A running storage daemon; node `diskN` lies on image `diskN`.
+pub struct StorageDaemon {
+    /// Images and sockets; removed at the end.
+    pub dir: PathBuf,
+    child: Child,
+    control: QmpSocket,
+}
+
+impl StorageDaemon {
+    /// Starts one with a node per entry (format, bytes).
+    pub fn start(disks: &[(&str, u64)]) -> Self {
+        let dir = PathBuf::from("/var/tmp").join(unique("qsd"));
+        fs::create_dir_all(&dir).expect("a directory");
+        let at = |name: &str| dir.join(name).display().to_string();
+        let mut command = Command::new("qemu-storage-daemon");
+        for (socket, id) in [("qmp.sock", "m0"), ("control.sock", "m1")] {
+            command.args(["--chardev", &format!("socket,id={id},path={},server=on,wait=off", at(socket))]);
+            command.args(["--monitor", &format!("chardev={id}")]);
+        }
+        for (number, (format, bytes)) in disks.iter().enumerate() {
+            let image = at(&format!("disk{number}.img"));
+            must("qemu-img", &["create", "-q", "-f", format, &image, &bytes.to_string()]);
+            command.args(["--blockdev", &format!("driver=file,node-name=file{number},filename={image},cache.direct=on")]);
+            command.args(["--blockdev", &format!("driver={format},node-name=disk{number},file=file{number}")]);
+        }
+        let child = command.stdin(Stdio::null()).spawn().expect("qemu-storage-daemon starts");
+        let control = wait_for("the storage daemon answers", Duration::from_secs(20), || {
+            QmpSocket::connect(&dir.join("control.sock")).map_err(|e| e.to_string())
+        });
+        Self { dir, child, control }
+    }
+
+    /// Path of the QMP socket for the product.
+    pub fn qmp(&self) -> PathBuf {
+        self.dir.join("qmp.sock")
+    }
+
+    /// The test's own monitor.
+    pub fn control(&self) -> &QmpSocket {
+        &self.control
+    }
+
+    /// Serves the nodes writable over NBD, under their names; returns the socket.
+    pub fn serve(&self, disks: usize) -> PathBuf {
+        let path = self.dir.join("nbd.sock");
+        let addr = json!({"type": "unix", "data": {"path": path}});
+        self.control.execute("nbd-server-start", json!({"addr": addr})).expect("an NBD server");
+        for number in 0..disks {
+            let name = format!("disk{number}");
+            let export = json!({"type": "nbd", "id": format!("w{number}"), "node-name": name, "name": name, "writable": true});
+            self.control.execute("block-export-add", export).expect("an export");
+        }
+        path
+    }
+
+    /// Ends the serving of [`serve`](Self::serve).
+    pub fn stop_serving(&self) {
+        self.control.execute("nbd-server-stop", json!(null)).expect("the NBD server stops");
+    }
+
+    /// Path of image number `at`.
+    pub fn image(&self, at: usize) -> PathBuf {
+        self.dir.join(format!("disk{at}.img"))
+    }
+}
+
+impl Drop for StorageDaemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}

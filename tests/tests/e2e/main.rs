@@ -1,0 +1,15 @@
+//! End to end, on real QEMU, real libvirt and real guests. One binary; a module is a group of behaviours.
+
+mod architecture;
+
+mod bad_input;
+
+mod exactness;
+
+mod lifecycle;
+
+mod restart;
+
+mod takeover;
+
+mod tools;
