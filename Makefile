@@ -1,0 +1,62 @@
+# virt-cdp. A newcomer needs two of these: `make demo` and `make test`.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+BIN := target/debug/virt-cdp
+
+.PHONY: help setup build demo test lint e2e unit bench man install clean
+
+help:
+	@echo 'make demo     protect a real Debian guest, destroy its data, get it back'
+	@echo 'make test     everything: lint, unit, end to end on real guests'
+	@echo 'make build    the program, $(BIN) (as virtcdpd: the daemon)'
+	@echo 'make lint     formatting, clippy with warnings denied, documentation'
+	@echo 'make bench    measurements; see BENCHMARKS.md'
+	@echo 'make install  program, unit file, configuration, completions, man pages below PREFIX=$(PREFIX)'
+
+setup:
+	@tests/setup
+
+build: setup
+	$(CARGO) build --locked --workspace --all-targets
+
+demo: setup
+	$(CARGO) build --locked -p virt-cdp
+	tests/demo
+
+test: setup build lint unit e2e
+
+lint: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --quiet
+
+unit: build
+	$(CARGO) test --locked --workspace --exclude virt-cdp-tests
+
+# One guest at a time: two cores carry one emulated machine well.
+e2e: build
+	tests/guest/build-small >/dev/null
+	tests/guest/build-debian >/dev/null
+	$(CARGO) test --locked -p virt-cdp-tests -- --test-threads 1
+
+bench: setup
+	$(CARGO) build --locked --workspace
+	tests/bench
+
+install: build
+	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/bin/virt-cdp
+	install -d $(DESTDIR)$(PREFIX)/sbin
+	ln -sf ../bin/virt-cdp $(DESTDIR)$(PREFIX)/sbin/virtcdpd
+	install -D -m 0644 plugins/host/virtcdpd.toml $(DESTDIR)/etc/virt-cdp/virtcdpd.toml
+	sed 's|/usr/sbin/virtcdpd|$(PREFIX)/sbin/virtcdpd|' plugins/host/virtcdpd.service > target/virtcdpd.service
+	install -D -m 0644 target/virtcdpd.service $(DESTDIR)/etc/systemd/system/virtcdpd.service
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man8
+	$(BIN) man target/man
+	install -m 0644 target/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	install -m 0644 target/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8/
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	$(BIN) completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/virt-cdp
+
+clean:
+	$(CARGO) clean
