@@ -22,7 +22,7 @@ fn is_enabled(parameter: &Path) -> bool {
 fn has_rules(rules: &str) -> bool {
     rules
         .lines()
-        .any(|line| !line.trim_start().starts_with('#') && line.contains("/run/virt-cdp/"))
+        .any(|line| !line.trim_start().starts_with('#') && line.contains("run/virt-cdp/"))
 }
 
 #[cfg(test)]

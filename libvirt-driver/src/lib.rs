@@ -21,8 +21,8 @@ pub mod events;
 pub mod disks;
 pub mod domain;
 pub mod nodes;
-mod xml_tree;
 pub mod nvram;
+mod xml_tree;
 
 pub mod agent;
 pub mod monitor;

@@ -48,7 +48,7 @@ pub(super) fn edit(
         put_overlay(disk, wanted);
         let bus = spec.disk_bus.as_deref();
         if let Some(bus) = bus.filter(|bus| disk.child_attr("target", "bus") != Some(bus)) {
-            change_bus(disk, bus, &renamed.now, notes);
+            change_bus(disk, bus, renamed, notes);
             if let Some(controller) = &controller {
                 disk.push(drive_address(controller, unit));
                 unit += 1;
@@ -326,7 +326,8 @@ const BUS_BOUND: [(&str, &str, &[&str], &str); 16] = [
     ("geometry", "", &["ide"], "its geometry"),
 ];
 
-fn change_bus(disk: &mut Element, bus: &str, now: &str, notes: &mut Vec<String>) {
+fn change_bus(disk: &mut Element, bus: &str, renamed: &RenamedTarget, notes: &mut Vec<String>) {
+    let RenamedTarget { then, now } = renamed;
     disk.remove_all("address");
     for (child, attribute, buses, people) in BUS_BOUND {
         if buses.contains(&bus) {
@@ -342,7 +343,7 @@ fn change_bus(disk: &mut Element, bus: &str, now: &str, notes: &mut Vec<String>)
         };
         if dropped && !people.is_empty() {
             notes.push(format!(
-                "disk {now}: {people} does not exist on the {bus} bus, dropped"
+                "disk {then}: {people} does not exist on the {bus} bus, dropped"
             ));
         }
     }

@@ -73,5 +73,8 @@ fn machine_type(domain: &Element) -> String {
 }
 
 #[cfg(test)]
+#[path = "spec_tests.rs"]
+mod spec_tests;
+#[cfg(test)]
 #[path = "edit_tests.rs"]
 mod tests;

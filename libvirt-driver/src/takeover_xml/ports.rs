@@ -199,6 +199,8 @@ fn describe_listen(screen: &Element) -> String {
                 .map(|port| format!("port {port}")),
         );
     }
+    let tls = screen.attr("tlsPort").filter(|port| *port != "-1");
+    was.extend(tls.map(|port| format!("TLS port {port}")));
     was.extend(
         screen
             .attr("websocket")
