@@ -4,6 +4,10 @@
 //! A test whose peer is not installed says so and passes.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![expect(
+    clippy::single_range_in_vec_init,
+    reason = "a list of one range is what is meant"
+)]
 
 mod device;
 mod peers;
