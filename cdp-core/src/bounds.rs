@@ -3,6 +3,8 @@
 //! Sizes are in bytes unless the name says otherwise. A bound that stands in the format
 //! (`FORMAT.md`) is marked so; changing it is a new format version.
 
+use std::time::Duration;
+
 /// Unit in which guests address disks, and to which payloads are aligned (format).
 pub const SECTOR: usize = 512;
 /// Unit in which frames are placed in a segment (format).
@@ -29,6 +31,14 @@ pub const FRAME_PAYLOAD_MAX: usize = FRAME_PAYLOAD_TARGET + REQUEST_MAX;
 pub const FRAME_LEN_MAX: usize =
     64 * (FRAME_RECORDS_MAX + 1) + SECTOR + FRAME_PAYLOAD_MAX + FRAME_RECORDS_MAX * SECTOR + BLOCK;
 
+/// How long a record waits for company in its frame, when nobody waits for it to be durable.
+pub const FRAME_LINGER: Duration = Duration::from_millis(5);
+
+/// Longest time a buffered write waits for its sync, unless the options say otherwise.
+pub const FLUSH_INTERVAL_DEFAULT: Duration = Duration::from_millis(200);
+/// Longest such time that can be chosen.
+pub const FLUSH_INTERVAL_MAX: Duration = Duration::from_secs(60);
+
 /// Length at which a segment is sealed unless the options say otherwise.
 pub const SEGMENT_DEFAULT: u64 = 64 * 1024 * 1024;
 /// Smallest length at which a segment may be sealed.
@@ -52,6 +62,8 @@ pub const VOLUMES_MAX: usize = 1024;
 
 /// A resync call is cut into pieces of this length, so that the sequencer is never held long.
 pub const RESYNC_PIECE: usize = 256 * 1024;
+/// As [`RESYNC_PIECE`], for zeros, which need no memory.
+pub const RESYNC_ZERO_PIECE: u64 = 1 << 30;
 /// Unit in which an export reads and writes.
 pub const COPY_PIECE: usize = 1024 * 1024;
 

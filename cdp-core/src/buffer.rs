@@ -76,9 +76,9 @@ impl Drop for IoBuf {
     }
 }
 
-/// Bytes of the budget that a buffer for `len` bytes takes.
+/// Bytes of the budget that a buffer for `len` bytes takes; an empty one is a token that counts too.
 fn cost(len: usize) -> usize {
-    len.next_multiple_of(SECTOR)
+    len.next_multiple_of(SECTOR).max(SECTOR)
 }
 
 /// Counts the bytes of all buffers alive, and makes those wait who ask for too many.
@@ -199,7 +199,7 @@ mod tests {
             assert_eq!(padded.len(), len.next_multiple_of(SECTOR));
             assert_eq!(padded.as_ptr().align_offset(SECTOR), 0);
             assert!(padded[len..].iter().all(|byte| *byte == 0));
-            assert_eq!(budget.used(), padded.len());
+            assert_eq!(budget.used(), padded.len().max(SECTOR));
         }
         assert_eq!(budget.used(), 0);
         assert!(matches!(

@@ -1,140 +1,41 @@
 //! The harbor: the directory in which everything kept of one machine lives.
+//!
+//! [`Harbor`] is a handle; the state behind it is shared with recorder, writer and seeds. The layout
+//! of the directory is in `FORMAT.md`.
+//!
+//! Invariant: one process at a time has a harbor open, by a lock on a file in it, until the last
+//! handle, recorder and seed is dropped.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
 
 use crate::base::{BasePoint, SeedWriter};
-use crate::bounds::{
-    BUFFER_BUDGET_DEFAULT, BUFFER_BUDGET_MAX, BUFFER_BUDGET_MIN, SEGMENT_DEFAULT, SEGMENT_MAX,
-    SEGMENT_MIN,
-};
-use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::clock::Timestamp;
 use crate::error::{HarborError, Result};
 use crate::machine::{MachineDescription, VolumeId};
-use crate::point::{Gap, Point, PointId, Seq, XmlVersion};
+use crate::point::{Gap, Point, PointId, XmlVersion};
 use crate::recorder::Recorder;
-use crate::storage::{RealStorage, Storage};
+use crate::storage::RealStorage;
+use crate::view::image::{self, Plan};
 use crate::view::{LatestImage, View};
 
-/// Tells when a write may be acknowledged to the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AckRule {
-    /// From the IO buffer; on stable storage within the flush interval.
-    #[default]
-    Buffered,
-    /// After the journal's sync (group commit).
-    Durable,
-}
+mod options;
+pub(crate) mod report;
 
-/// How a harbor is worked with; nothing of it is kept.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// When a write may be acknowledged.
-    pub ack_rule: AckRule,
-    /// Longest time a buffered write waits for its sync.
-    pub flush_interval: Duration,
-    /// Bytes of the IO buffer.
-    pub buffer_bytes: usize,
-    /// Length at which a segment is sealed.
-    pub segment_bytes: u64,
-    /// The door to the storage.
-    pub storage: Arc<dyn Storage>,
-    /// The door to the clock.
-    pub clock: Arc<dyn Clock>,
-}
+mod layout;
+pub(crate) mod shared;
+mod xml;
 
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            ack_rule: AckRule::Buffered,
-            flush_interval: Duration::from_millis(200),
-            buffer_bytes: BUFFER_BUDGET_DEFAULT,
-            segment_bytes: SEGMENT_DEFAULT,
-            storage: Arc::new(RealStorage),
-            clock: Arc::new(SystemClock),
-        }
-    }
-}
-
-impl Options {
-    /// Checks every option against its bounds.
-    ///
-    /// # Errors
-    /// [`HarborError::InvalidOption`] names the option.
-    pub fn validate(&self) -> Result<()> {
-        if !(BUFFER_BUDGET_MIN..=BUFFER_BUDGET_MAX).contains(&self.buffer_bytes) {
-            let why = format!("{BUFFER_BUDGET_MIN} to {BUFFER_BUDGET_MAX} bytes");
-            return Err(HarborError::InvalidOption {
-                name: "buffer_bytes",
-                why,
-            });
-        }
-        if !(SEGMENT_MIN..=SEGMENT_MAX).contains(&self.segment_bytes) {
-            let why = format!("{SEGMENT_MIN} to {SEGMENT_MAX} bytes");
-            return Err(HarborError::InvalidOption {
-                name: "segment_bytes",
-                why,
-            });
-        }
-        Ok(())
-    }
-}
-
-/// What was found when a harbor was opened, and what was cut.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub struct RecoveryReport {
-    /// Segments in the journal.
-    pub segments: u64,
-    /// Points that can be viewed.
-    pub points: u64,
-    /// Last record in the journal.
-    pub head: Seq,
-    /// What was cut off the last segment, if that was not sealed.
-    pub cut: Option<Cut>,
-    /// Files of unfinished work that were removed.
-    pub removed: Vec<String>,
-    /// What is not as it was written, in words for the user; the harbor opens nevertheless.
-    pub damage: Vec<String>,
-}
-
-impl RecoveryReport {
-    /// Tells whether the harbor was closed in order and nothing is damaged.
-    pub fn is_clean(&self) -> bool {
-        self.cut.is_none() && self.removed.is_empty() && self.damage.is_empty()
-    }
-}
-
-/// What recovery did to a segment that was not sealed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Cut {
-    /// Number of the segment.
-    pub segment: u64,
-    /// Its last record that is whole.
-    pub last: Seq,
-    /// Bytes that were cut off behind that; zero if the recording merely was not closed.
-    pub bytes: u64,
-    /// Why the tail was not taken.
-    pub why: String,
-}
-
-/// Bytes a harbor takes on its storage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Usage {
-    /// The journal's segments.
-    pub journal_bytes: u64,
-    /// The base points.
-    pub base_bytes: u64,
-}
+pub use options::{AckRule, Options};
+pub use report::{Cut, RecoveryReport, Usage};
+use shared::Shared;
 
 /// The directory in which everything kept of one machine lives; a handle that can be cloned.
 #[derive(Debug, Clone)]
-pub struct Harbor {}
+pub struct Harbor {
+    shared: Arc<Shared>,
+}
 
-#[allow(unused_variables, reason = "bodies follow")]
 impl Harbor {
     /// Makes a harbor in `dir`, which must not exist or be empty, and opens it.
     ///
@@ -142,7 +43,10 @@ impl Harbor {
     /// [`HarborError::AlreadyExists`]; the description or an option is not valid; the storage
     /// failed.
     pub fn create(dir: &Path, desc: &MachineDescription, options: Options) -> Result<Harbor> {
-        unimplemented!()
+        options.validate()?;
+        desc.validate()?;
+        layout::create(&*options.storage, dir, desc)?;
+        Harbor::open(dir, options).map(|(harbor, _)| harbor)
     }
 
     /// Opens a harbor for this process alone, after recovering what a crash left.
@@ -150,7 +54,12 @@ impl Harbor {
     /// # Errors
     /// Not a harbor, of a newer version, in use by another process; the storage failed.
     pub fn open(dir: &Path, options: Options) -> Result<(Harbor, RecoveryReport)> {
-        unimplemented!()
+        options.validate()?;
+        let mut report = RecoveryReport::default();
+        let shared = Arc::new(Shared::open(dir, options, &mut report)?);
+        let harbor = Harbor { shared };
+        report.points = harbor.points().len() as u64;
+        Ok((harbor, report))
     }
 
     /// Reads a harbor's description without opening it.
@@ -158,17 +67,17 @@ impl Harbor {
     /// # Errors
     /// Not a harbor, or of a newer version.
     pub fn peek(dir: &Path) -> Result<MachineDescription> {
-        unimplemented!()
+        layout::read_description(&RealStorage, dir)
     }
 
     /// Returns the directory.
     pub fn dir(&self) -> &Path {
-        unimplemented!()
+        &self.shared.dir
     }
 
     /// Returns the machine's description.
     pub fn description(&self) -> MachineDescription {
-        unimplemented!()
+        self.shared.description()
     }
 
     /// Replaces the machine's description, durable on return.
@@ -176,7 +85,7 @@ impl Harbor {
     /// # Errors
     /// It is not valid, or has another machine id; the storage failed.
     pub fn set_description(&self, desc: MachineDescription) -> Result<()> {
-        unimplemented!()
+        self.shared.set_description(desc)
     }
 
     /// Returns the bytes kept.
@@ -184,22 +93,27 @@ impl Harbor {
     /// # Errors
     /// The storage failed.
     pub fn usage(&self) -> Result<Usage> {
-        unimplemented!()
+        self.shared.usage()
     }
 
     /// Tells whether every volume has a base point.
     pub fn is_seeded(&self) -> bool {
-        unimplemented!()
+        self.shared.first_valid().is_some()
     }
 
     /// Returns the base points of a volume, oldest first.
     pub fn base_points(&self, volume: VolumeId) -> Vec<BasePoint> {
-        unimplemented!()
+        self.shared
+            .bases()
+            .iter()
+            .filter(|base| base.volume == volume)
+            .cloned()
+            .collect()
     }
 
     /// Returns all points that can be viewed, oldest first.
     pub fn points(&self) -> Vec<Point> {
-        unimplemented!()
+        self.points_between(None, None, usize::MAX)
     }
 
     /// Returns the newest `limit` points from `from` to `to`, both included, oldest first.
@@ -209,27 +123,41 @@ impl Harbor {
         to: Option<Timestamp>,
         limit: usize,
     ) -> Vec<Point> {
-        unimplemented!()
+        self.select(|points| {
+            let from = from.map_or(0, |from| points.partition_point(|point| point.time < from));
+            let to = to.map_or(points.len(), |to| {
+                points.partition_point(|point| point.time <= to)
+            });
+            let from = from.max(to.saturating_sub(limit));
+            points.get(from..to).unwrap_or_default().to_vec()
+        })
+        .unwrap_or_default()
     }
 
     /// Returns the newest point.
     pub fn newest_point(&self) -> Option<Point> {
-        unimplemented!()
+        self.select(|points| points.last().cloned())?
     }
 
     /// Returns the point of that number, if it can be viewed.
     pub fn point(&self, id: PointId) -> Option<Point> {
-        unimplemented!()
+        self.select(|points| {
+            let at = points.binary_search_by_key(&id, |point| point.id).ok()?;
+            points.get(at).cloned()
+        })?
     }
 
     /// Returns the newest point not later than `time`.
     pub fn point_at(&self, time: Timestamp) -> Option<Point> {
-        unimplemented!()
+        self.select(|points| {
+            let behind = points.partition_point(|point| point.time <= time);
+            points.get(behind.checked_sub(1)?).cloned()
+        })?
     }
 
     /// Returns the gaps, oldest first.
     pub fn gaps(&self) -> Vec<Gap> {
-        unimplemented!()
+        self.shared.catalog().gaps.clone()
     }
 
     /// Keeps a domain XML if it differs from the last one kept; later points carry its version.
@@ -237,7 +165,7 @@ impl Harbor {
     /// # Errors
     /// It is too long; the storage failed.
     pub fn record_xml(&self, text: &str) -> Result<XmlVersion> {
-        unimplemented!()
+        self.shared.record_xml(text)
     }
 
     /// Returns a domain XML that was kept.
@@ -245,7 +173,11 @@ impl Harbor {
     /// # Errors
     /// [`HarborError::NoSuchXml`]; the storage failed.
     pub fn xml(&self, version: XmlVersion) -> Result<String> {
-        unimplemented!()
+        xml::read(
+            &*self.shared.options.storage,
+            &self.shared.xml_dir(),
+            version,
+        )
     }
 
     /// Starts a recording, in a new segment, with a writer thread of its own; one at a time.
@@ -254,7 +186,7 @@ impl Harbor {
     /// [`HarborError::Busy`]; an earlier recording failed (open the harbor again); the storage
     /// failed.
     pub fn record(&self) -> Result<Recorder> {
-        unimplemented!()
+        Recorder::start(&self.shared)
     }
 
     /// Starts a new full base point of a volume; what is given to it must be read after this call,
@@ -263,7 +195,7 @@ impl Harbor {
     /// # Errors
     /// [`HarborError::Busy`]; no such volume; the storage failed.
     pub fn seed(&self, volume: VolumeId) -> Result<SeedWriter> {
-        unimplemented!()
+        SeedWriter::start(Arc::clone(&self.shared), volume)
     }
 
     /// Opens a view of the machine at a point.
@@ -271,7 +203,17 @@ impl Harbor {
     /// # Errors
     /// [`HarborError::NoSuchPoint`]; records are missing or damaged; the storage failed.
     pub fn view(&self, point: PointId) -> Result<View> {
-        unimplemented!()
+        let point = self.point(point).ok_or(HarborError::NoSuchPoint(point))?;
+        let description = self.shared.description();
+        let plans: Result<Vec<Plan>> = description
+            .volumes
+            .iter()
+            .map(|volume| self.shared.plan(volume, point.seq))
+            .collect();
+        let images = image::open(&self.shared, plans?, point.seq)?;
+        let ids = description.volumes.iter().map(|volume| volume.id);
+        let storage = Arc::clone(&self.shared.options.storage);
+        Ok(View::new(point, ids.zip(images).collect(), storage))
     }
 
     /// Opens a volume as of the last record in the journal at this moment.
@@ -279,6 +221,23 @@ impl Harbor {
     /// # Errors
     /// [`HarborError::NotSeeded`]; otherwise as [`view`](Self::view).
     pub fn latest_image(&self, volume: VolumeId) -> Result<LatestImage> {
-        unimplemented!()
+        let seq = self.shared.sync()?;
+        let description = self.shared.description();
+        let volume = description
+            .volume(volume)
+            .ok_or(HarborError::NoSuchVolume(volume))?;
+        let plan = self.shared.plan(volume, seq)?;
+        let image = image::open(&self.shared, vec![plan], seq)?.pop();
+        image
+            .map(|image| LatestImage::new(seq, image))
+            .ok_or(HarborError::NotSeeded(volume.id))
+    }
+
+    /// Answers a question about the points that can be viewed; none if there are none.
+    fn select<T>(&self, question: impl FnOnce(&[Point]) -> T) -> Option<T> {
+        let first = self.shared.first_valid()?;
+        let catalog = self.shared.catalog();
+        let from = catalog.points.partition_point(|point| point.seq < first);
+        Some(question(catalog.points.get(from..).unwrap_or_default()))
     }
 }

@@ -1,1 +1,21 @@
-//! journal
+//! The journal: segments of records, in order.
+//!
+//! A record is numbered by the [`sequencer`], written in a frame by the one [`writer`] thread, and
+//! belongs to a [`segment`] for good. [`recovery`] reads what an earlier process left, [`scan`]s
+//! the frames of an unsealed segment and [`seal`]s it. The [`catalog`] is what is known of all of it
+//! in memory.
+//!
+//! Invariant: numbers in the journal rise by one; what is listed in the catalog as a point is on
+//! stable storage, and so is everything before it.
+
+pub(crate) mod sequencer;
+pub(crate) mod touched;
+
+pub(crate) mod writer;
+
+pub(crate) mod seal;
+pub(crate) mod segment;
+
+pub(crate) mod catalog;
+pub(crate) mod recovery;
+pub(crate) mod scan;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounds::{MACHINE_ID_MAX, VOLUME_SIZE_MAX, VOLUMES_MAX};
+use crate::bounds::{MACHINE_ID_MAX, SECTOR, VOLUME_SIZE_MAX, VOLUMES_MAX};
 use crate::clock::Timestamp;
 use crate::error::{HarborError, Result};
 
@@ -137,6 +137,12 @@ impl MachineDescription {
             }
             if volume.size == 0 || volume.size > VOLUME_SIZE_MAX {
                 return broken(format!("volume {} has {} bytes", volume.id, volume.size));
+            }
+            if !volume.size.is_multiple_of(SECTOR as u64) {
+                return broken(format!(
+                    "volume {} has no whole number of sectors",
+                    volume.id
+                ));
             }
         }
         Ok(())

@@ -1,17 +1,83 @@
 //! Recording: takes writes of all volumes in one order, marks points, keeps gaps.
+//!
+//! [`Recorder`] and [`VolumeRecorder`] are handles on one recording. Dropping the last one closes
+//! it in order, as [`Recorder::close`] does, but tells nobody of a failure.
+//!
+//! Invariant: what is refused was not taken; what was taken is in the journal before anything
+//! taken later.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::buffer::IoBuf;
+use crate::bounds::{LABEL_MAX, RESYNC_PIECE, RESYNC_ZERO_PIECE};
+use crate::buffer::{Budget, IoBuf};
 use crate::clock::Timestamp;
-use crate::error::{JournalError, Refused, Result};
+use crate::error::{HarborError, JournalError, Refused, Result};
+use crate::format::Kind;
+use crate::harbor::AckRule;
+use crate::harbor::shared::Shared;
+use crate::journal::sequencer::{Sequencer, Start};
+use crate::journal::touched::Touched;
+use crate::journal::writer::Writer;
 use crate::machine::VolumeId;
 use crate::point::{GapReason, Grade, Point, Seq};
 
+/// What the handles of a recording share.
+#[derive(Debug)]
+pub(crate) struct Recording {
+    shared: Arc<Shared>,
+    sequencer: Arc<Sequencer>,
+    budget: Arc<Budget>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Recording {
+    pub(crate) fn head(&self) -> Seq {
+        self.sequencer.counts().head
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.sequencer.is_running()
+    }
+
+    pub(crate) fn sync(&self) -> Result<Seq> {
+        let head = self.head();
+        self.sequencer.wait_durable(head)?;
+        Ok(head)
+    }
+
+    /// Ends the recording and waits for the writer, unless it is the writer that asks.
+    fn close(&self) -> Result<()> {
+        self.sequencer.close();
+        let mut slot = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = |handle: &JoinHandle<()>| handle.thread().id() != thread::current().id();
+        if slot.as_ref().is_some_and(other)
+            && let Some(handle) = slot.take()
+            && handle.join().is_err()
+        {
+            tracing::error!("the journal's writer has panicked");
+        }
+        match self.sequencer.failure() {
+            Some(cause) => Err(HarborError::JournalFailed(cause)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::debug!(%error, "a failed recording is dropped");
+        }
+    }
+}
+
 /// Takes the writes of a machine; a handle that can be cloned.
 #[derive(Debug, Clone)]
-pub struct Recorder {}
+pub struct Recorder {
+    recording: Arc<Recording>,
+}
 
 /// What a recording did so far.
 #[derive(Debug, Clone, Copy, Default)]
@@ -41,13 +107,72 @@ pub struct RecorderStats {
 }
 
 impl Recorder {
+    /// Begins a segment and starts the writer.
+    pub(crate) fn start(shared: &Arc<Shared>) -> Result<Recorder> {
+        let mut slot = shared.recording();
+        if let Some(earlier) = slot.upgrade() {
+            if earlier.is_running() {
+                return Err(HarborError::Busy("a recording"));
+            }
+            earlier.close()?;
+        }
+        let budget = Budget::new(shared.options.buffer_bytes);
+        let sequencer = Arc::new(sequencer(shared, &budget)?);
+        let writer = Writer::start(Arc::clone(shared), Arc::clone(&sequencer))
+            .map_err(|e| HarborError::storage(e.action, &e.path, e.source))?;
+        let thread = thread::Builder::new()
+            .name("journal".into())
+            .spawn(|| writer.run())
+            .map_err(|e| HarborError::storage("start the writer for", &shared.dir, e))?;
+        let thread = Mutex::new(Some(thread));
+        let shared = Arc::clone(shared);
+        let recording = Arc::new(Recording {
+            shared,
+            sequencer,
+            budget,
+            thread,
+        });
+        *slot = Arc::downgrade(&recording);
+        drop(slot);
+        Ok(Recorder { recording })
+    }
+
+    fn make_point(&self, grade: Grade, label: Option<&str>, always: bool) -> Result<Option<Point>> {
+        if let Some(len) = label.map(str::len).filter(|len| *len > LABEL_MAX) {
+            let (len, max) = (len as u64, LABEL_MAX as u64);
+            return Err(HarborError::TooLong {
+                what: "a label",
+                len,
+                max,
+            });
+        }
+        let Recording {
+            shared, sequencer, ..
+        } = &*self.recording;
+        let point = sequencer.take_point(grade, label, shared.xml_version(), always)?;
+        if let Some(point) = &point {
+            sequencer.wait_durable(point.seq)?;
+        }
+        Ok(point)
+    }
+
     /// Returns what takes the writes of one volume.
     ///
     /// # Errors
     /// [`NoSuchVolume`](crate::HarborError::NoSuchVolume).
     pub fn volume(&self, id: VolumeId) -> Result<VolumeRecorder> {
-        let _ = id;
-        unimplemented!()
+        let description = self.recording.shared.description();
+        let size = description
+            .volume(id)
+            .ok_or(HarborError::NoSuchVolume(id))?
+            .size;
+        let ack_rule = self.recording.shared.options.ack_rule;
+        Ok(VolumeRecorder {
+            recording: Arc::clone(&self.recording),
+            volume: id,
+            size,
+            ack_rule,
+        })
     }
 
     /// Makes a recovery point after everything taken so far; returns once it is on stable storage.
@@ -55,8 +180,8 @@ impl Recorder {
     /// # Errors
     /// The label is too long; the recording is closed or has failed.
     pub fn point(&self, grade: Grade, label: Option<&str>) -> Result<Point> {
-        let _ = (grade, label);
-        unimplemented!()
+        let point = self.make_point(grade, label, true)?;
+        point.ok_or(HarborError::RecordingClosed)
     }
 
     /// Makes a crash-grade point like [`point`](Self::point); none if nothing was written since
@@ -65,7 +190,7 @@ impl Recorder {
     /// # Errors
     /// The recording is closed or has failed.
     pub fn point_if_written(&self) -> Result<Option<Point>> {
-        unimplemented!()
+        self.make_point(Grade::Crash, None, false)
     }
 
     /// Records that writes may be missing since `start`; durable on return. Does nothing while a
@@ -74,8 +199,9 @@ impl Recorder {
     /// # Errors
     /// The recording is closed or has failed.
     pub fn open_gap(&self, reason: GapReason, start: Timestamp) -> Result<()> {
-        let _ = (reason, start);
-        unimplemented!()
+        let sequencer = &self.recording.sequencer;
+        let seq = sequencer.take_gap_open(reason, start)?;
+        Ok(sequencer.wait_durable(seq)?)
     }
 
     /// Records that all missing writes were made up for; durable on return. Does nothing when no
@@ -84,7 +210,9 @@ impl Recorder {
     /// # Errors
     /// The recording is closed or has failed.
     pub fn close_gap(&self) -> Result<()> {
-        unimplemented!()
+        let sequencer = &self.recording.sequencer;
+        let seq = sequencer.take_gap_close()?;
+        Ok(sequencer.wait_durable(seq)?)
     }
 
     /// Puts everything taken before on stable storage; returns the last record of that.
@@ -92,28 +220,40 @@ impl Recorder {
     /// # Errors
     /// The recording is closed or has failed.
     pub fn sync(&self) -> Result<Seq> {
-        unimplemented!()
+        self.recording.sync()
     }
 
     /// Returns the last record taken.
     pub fn head(&self) -> Seq {
-        unimplemented!()
+        self.recording.head()
     }
 
     /// Returns the failure that stopped the recording, if one did.
     pub fn failure(&self) -> Option<Arc<JournalError>> {
-        unimplemented!()
+        self.recording.sequencer.failure()
     }
 
     /// Has `call` called once, from the writer thread, when the recording fails; at once if it has.
     pub fn on_failure(&self, call: impl FnOnce(Arc<JournalError>) + Send + 'static) {
-        drop(call);
-        unimplemented!()
+        self.recording.sequencer.on_failure(Box::new(call));
     }
 
     /// Returns what was done so far.
     pub fn stats(&self) -> RecorderStats {
-        unimplemented!()
+        let counts = self.recording.sequencer.counts();
+        RecorderStats {
+            buffer_used: self.recording.budget.used() as u64,
+            buffer_limit: self.recording.budget.limit() as u64,
+            writes: counts.writes,
+            write_bytes: counts.write_bytes,
+            points: counts.points,
+            journal_bytes: counts.journal_bytes,
+            syncs: counts.syncs,
+            sync_last: counts.sync_last,
+            sync_max: counts.sync_max,
+            head: counts.head,
+            durable: counts.durable,
+        }
     }
 
     /// Writes out everything taken, seals the segment and ends the recording; a second call does
@@ -122,13 +262,48 @@ impl Recorder {
     /// # Errors
     /// The recording has failed, now or before.
     pub fn close(&self) -> Result<()> {
-        unimplemented!()
+        self.recording.close()
     }
+}
+
+/// Makes the sequencer that goes on where the journal ends.
+fn sequencer(shared: &Shared, budget: &Arc<Budget>) -> Result<Sequencer> {
+    let catalog = shared.catalog();
+    if let Some(cause) = &catalog.failure {
+        return Err(HarborError::JournalFailed(Arc::clone(cause)));
+    }
+    let start = Start {
+        last_seq: catalog.end.last_seq,
+        last_time: catalog.end.last_time,
+        next_point: catalog.end.next_point,
+        open_gap: catalog.open_gap().map(|gap| (gap.start, gap.reason)),
+        written_since_point: catalog
+            .points
+            .last()
+            .is_none_or(|p| p.seq < catalog.end.last_seq),
+    };
+    drop(catalog);
+    let options = &shared.options;
+    let linger = options.ack_rule == AckRule::Buffered;
+    let clock = Arc::clone(&options.clock);
+    let budget = Arc::clone(budget);
+    Ok(Sequencer::new(
+        start,
+        clock,
+        budget,
+        options.flush_interval,
+        linger,
+    ))
 }
 
 /// Takes the writes of one volume; a handle that can be cloned.
 #[derive(Debug, Clone)]
-pub struct VolumeRecorder {}
+pub struct VolumeRecorder {
+    recording: Arc<Recording>,
+    volume: VolumeId,
+    size: u64,
+    ack_rule: AckRule,
+}
 
 impl VolumeRecorder {
     /// Returns memory for exactly `len` bytes, waiting until there is room (back-pressure).
@@ -136,8 +311,7 @@ impl VolumeRecorder {
     /// # Errors
     /// Larger than [`REQUEST_MAX`](crate::bounds::REQUEST_MAX); closed or failed, also while waiting.
     pub fn buffer(&self, len: usize) -> Result<IoBuf, Refused> {
-        let _ = len;
-        unimplemented!()
+        self.recording.budget.take(len)
     }
 
     /// Takes a write of all bytes of `data` at byte `offset`; acknowledge it when this returns.
@@ -145,8 +319,9 @@ impl VolumeRecorder {
     /// # Errors
     /// Not within the volume; the recording is closed or has failed. Nothing was taken then.
     pub fn write(&self, offset: u64, data: IoBuf) -> Result<Seq, Refused> {
-        let _ = (offset, data);
-        unimplemented!()
+        let len = data.len() as u64;
+        self.check(offset, len)?;
+        self.take(Kind::Write, offset, len, data)
     }
 
     /// Takes a write of `len` zero bytes at byte `offset`; acknowledge it when this returns.
@@ -154,13 +329,16 @@ impl VolumeRecorder {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn zero(&self, offset: u64, len: u64) -> Result<Seq, Refused> {
-        let _ = (offset, len);
-        unimplemented!()
+        self.check(offset, len)?;
+        // An empty buffer is a token: so zeros, too, wait while the IO buffer is full.
+        self.take(Kind::Zero, offset, len, self.recording.budget.take(0)?)
     }
 
     /// Starts to remember what the stream writes, forgetting what was remembered before.
     pub fn begin_resync(&self) {
-        unimplemented!()
+        self.recording
+            .sequencer
+            .remember(self.volume, Some(Touched::default()));
     }
 
     /// Takes bytes read from the live disk, except where the stream wrote since
@@ -169,8 +347,18 @@ impl VolumeRecorder {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn resync_data(&self, offset: u64, data: &[u8]) -> Result<u64, Refused> {
-        let _ = (offset, data);
-        unimplemented!()
+        self.check(offset, data.len() as u64)?;
+        let mut taken = 0;
+        let mut at = offset;
+        for piece in data.chunks(RESYNC_PIECE) {
+            let mut buf = self.recording.budget.take(piece.len())?;
+            buf.as_mut().copy_from_slice(piece);
+            let range = at..at + piece.len() as u64;
+            at = range.end;
+            let sequencer = &self.recording.sequencer;
+            taken += sequencer.take_resync(self.volume, Kind::ResyncData, range, buf)?;
+        }
+        Ok(taken)
     }
 
     /// Takes zeros read from the live disk, like [`resync_data`](Self::resync_data).
@@ -178,12 +366,46 @@ impl VolumeRecorder {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn resync_zero(&self, offset: u64, len: u64) -> Result<u64, Refused> {
-        let _ = (offset, len);
-        unimplemented!()
+        self.check(offset, len)?;
+        let mut taken = 0;
+        let mut at = offset;
+        while at < offset + len {
+            let range = at..(offset + len).min(at + RESYNC_ZERO_PIECE);
+            at = range.end;
+            let token = self.recording.budget.take(0)?;
+            let sequencer = &self.recording.sequencer;
+            taken += sequencer.take_resync(self.volume, Kind::ResyncZero, range, token)?;
+        }
+        Ok(taken)
     }
 
     /// Stops to remember what the stream writes.
     pub fn end_resync(&self) {
-        unimplemented!()
+        self.recording.sequencer.remember(self.volume, None);
+    }
+
+    fn check(&self, offset: u64, len: u64) -> Result<(), Refused> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size => Ok(()),
+            _ => Err(Refused::OutOfBounds {
+                offset,
+                len,
+                size: self.size,
+            }),
+        }
+    }
+
+    /// Takes a guest write, and keeps the ack rule: the one place where it stands.
+    fn take(&self, kind: Kind, offset: u64, len: u64, payload: IoBuf) -> Result<Seq, Refused> {
+        let sequencer = &self.recording.sequencer;
+        if len == 0 {
+            return Ok(self.recording.head());
+        }
+        let seq = sequencer.take_write(self.volume, kind, offset..offset + len, payload)?;
+        match self.ack_rule {
+            AckRule::Buffered => {}
+            AckRule::Durable => sequencer.wait_durable(seq)?,
+        }
+        Ok(seq)
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 mod faulty;
 mod real;
+pub(crate) mod replace;
 
 pub use faulty::{Fault, FaultyStorage};
 pub use real::RealStorage;
@@ -78,7 +79,7 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// As the operating system says.
-    fn len(&self) -> io::Result<u64>;
+    fn length(&self) -> io::Result<u64>;
 
     /// Fills `buf` from byte `offset`.
     ///

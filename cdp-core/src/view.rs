@@ -1,11 +1,23 @@
 //! Views: a machine's volumes, read-only, at one recovery point.
+//!
+//! A [`View`] is a set of images: base point and journal, merged when it is opened. It can be read
+//! from any number of threads, and holds open whatever it needs.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{HarborError, Result};
 use crate::machine::VolumeId;
 use crate::point::{Point, Seq};
+use crate::storage::Storage;
+
+pub(crate) mod image;
+
+mod export;
+
+use image::Image;
 
 /// A stretch of a volume that is all zeros, or may not be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,17 +30,39 @@ pub struct ViewExtent {
 
 /// A machine's volumes, read-only, at one recovery point.
 #[derive(Debug)]
-pub struct View {}
+pub struct View {
+    point: Point,
+    images: BTreeMap<VolumeId, Image>,
+    storage: Arc<dyn Storage>,
+}
 
 impl View {
+    pub(crate) fn new(
+        point: Point,
+        images: BTreeMap<VolumeId, Image>,
+        storage: Arc<dyn Storage>,
+    ) -> View {
+        View {
+            point,
+            images,
+            storage,
+        }
+    }
+
+    fn image(&self, volume: VolumeId) -> Result<&Image> {
+        self.images
+            .get(&volume)
+            .ok_or(HarborError::NoSuchVolume(volume))
+    }
+
     /// Returns the point.
     pub fn point(&self) -> &Point {
-        unimplemented!()
+        &self.point
     }
 
     /// Returns the numbers of the volumes.
     pub fn volumes(&self) -> Vec<VolumeId> {
-        unimplemented!()
+        self.images.keys().copied().collect()
     }
 
     /// Returns the bytes of a volume.
@@ -36,8 +70,7 @@ impl View {
     /// # Errors
     /// No such volume.
     pub fn size(&self, volume: VolumeId) -> Result<u64> {
-        let _ = volume;
-        unimplemented!()
+        Ok(self.image(volume)?.size())
     }
 
     /// Reads `buf.len()` bytes at byte `offset`.
@@ -45,8 +78,7 @@ impl View {
     /// # Errors
     /// No such volume; not within it; the storage failed; what is kept is damaged.
     pub fn read_at(&self, volume: VolumeId, buf: &mut [u8], offset: u64) -> Result<()> {
-        let _ = (volume, buf, offset);
-        unimplemented!()
+        self.image(volume)?.read_at(buf, offset)
     }
 
     /// Returns what `len` bytes at byte `offset` consist of, in order, neighbours differing.
@@ -54,8 +86,7 @@ impl View {
     /// # Errors
     /// As [`read_at`](Self::read_at).
     pub fn extents(&self, volume: VolumeId, offset: u64, len: u64) -> Result<Vec<ViewExtent>> {
-        let _ = (volume, offset, len);
-        unimplemented!()
+        self.image(volume)?.extents(offset, len)
     }
 
     /// Writes a volume to a standalone qcow2 image at `path`, which must not exist; durable and
@@ -70,24 +101,30 @@ impl View {
         path: &Path,
         progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<()> {
-        let _ = (volume, path, progress);
-        unimplemented!()
+        export::export(&*self.storage, self.image(volume)?, path, progress)
     }
 }
 
 /// One volume as of the last record in the journal, point or not.
 #[derive(Debug)]
-pub struct LatestImage {}
+pub struct LatestImage {
+    seq: Seq,
+    image: Image,
+}
 
 impl LatestImage {
+    pub(crate) fn new(seq: Seq, image: Image) -> LatestImage {
+        LatestImage { seq, image }
+    }
+
     /// Returns the last record it contains.
     pub fn seq(&self) -> Seq {
-        unimplemented!()
+        self.seq
     }
 
     /// Returns the bytes of the volume.
     pub fn size(&self) -> u64 {
-        unimplemented!()
+        self.image.size()
     }
 
     /// Reads `buf.len()` bytes at byte `offset`.
@@ -95,8 +132,7 @@ impl LatestImage {
     /// # Errors
     /// As [`View::read_at`].
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let _ = (buf, offset);
-        unimplemented!()
+        self.image.read_at(buf, offset)
     }
 
     /// Returns what a range consists of, like [`View::extents`].
@@ -104,7 +140,6 @@ impl LatestImage {
     /// # Errors
     /// As [`View::read_at`].
     pub fn extents(&self, offset: u64, len: u64) -> Result<Vec<ViewExtent>> {
-        let _ = (offset, len);
-        unimplemented!()
+        self.image.extents(offset, len)
     }
 }

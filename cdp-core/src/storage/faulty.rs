@@ -163,8 +163,8 @@ struct FaultyFile {
 }
 
 impl StorageFile for FaultyFile {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
+    fn length(&self) -> io::Result<u64> {
+        self.file.length()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {

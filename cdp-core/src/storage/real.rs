@@ -80,7 +80,7 @@ impl Storage for RealStorage {
 struct RealFile(File);
 
 impl StorageFile for RealFile {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
 

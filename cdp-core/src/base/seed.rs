@@ -1,0 +1,170 @@
+//! Writes a new full base point from the live disk, while the journal takes the guest's writes.
+//!
+//! What is read from the disk goes into a `.part` image in order of arrival. At the end the
+//! records of the volume since the seed began are laid over it: the stream wins. A write that came
+//! before the seed began was on the disk before it was recorded, so every read has seen it.
+//!
+//! A crash leaves the `.part`, which the next opening of the harbor removes.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{BasePoint, full_path, volume_dir};
+use crate::bounds::COPY_PIECE;
+use crate::error::{HarborError, Result};
+use crate::harbor::shared::Shared;
+use crate::machine::VolumeId;
+use crate::point::Seq;
+use crate::qcow2::Qcow2Writer;
+use crate::storage::OpenMode;
+use crate::storage::replace::{part_of, put_in_place, remove_if_there};
+use crate::view::image::{self, Image, Plan};
+
+/// Writes a new full base point; dropped without [`finish`](Self::finish) it leaves nothing.
+#[derive(Debug)]
+pub struct SeedWriter {
+    shared: Arc<Shared>,
+    volume: VolumeId,
+    size: u64,
+    /// The last record before the seed began.
+    after: Seq,
+    part: PathBuf,
+    writer: Option<Qcow2Writer>,
+}
+
+impl SeedWriter {
+    pub(crate) fn start(shared: Arc<Shared>, volume: VolumeId) -> Result<SeedWriter> {
+        let description = shared.description();
+        let size = description
+            .volume(volume)
+            .ok_or(HarborError::NoSuchVolume(volume))?
+            .size;
+        if !shared.seeding().insert(volume) {
+            return Err(HarborError::Busy("a seed of the volume"));
+        }
+        // From here on dropping `seed` ends the claim.
+        let base_dir = shared.base_dir();
+        let part = part_of(&volume_dir(&base_dir, volume).join("full"));
+        let after = shared.head();
+        let mut seed = SeedWriter {
+            shared,
+            volume,
+            size,
+            after,
+            part,
+            writer: None,
+        };
+        seed.writer = Some(seed.create()?);
+        Ok(seed)
+    }
+
+    fn create(&self) -> Result<Qcow2Writer> {
+        let storage = &*self.shared.options.storage;
+        let base_dir = self.shared.base_dir();
+        let dir = volume_dir(&base_dir, self.volume);
+        match storage.create_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(HarborError::storage("create", &dir, error));
+            }
+            _ => {}
+        }
+        storage
+            .sync_dir(&base_dir)
+            .map_err(|e| HarborError::storage("sync", &base_dir, e))?;
+        remove_if_there(storage, &self.part).map_err(self.failed("remove"))?;
+        let file = storage
+            .open(&self.part, OpenMode::New)
+            .map_err(self.failed("create"))?;
+        Ok(Qcow2Writer::new(file, self.size))
+    }
+
+    /// Takes bytes read from the live disk after [`Harbor::seed`](crate::Harbor::seed) was called,
+    /// in any order. What is never given reads as zeros.
+    ///
+    /// # Errors
+    /// Not within the volume; the storage failed.
+    pub fn data(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        let len = data.len() as u64;
+        if offset.checked_add(len).is_none_or(|end| end > self.size) {
+            let (volume, size) = (self.volume, self.size);
+            return Err(HarborError::OutOfBounds {
+                volume,
+                offset,
+                len,
+                size,
+            });
+        }
+        let failed = self.failed("write");
+        let writer = self.writer.as_mut().ok_or(HarborError::Cancelled)?;
+        writer.write(offset, data).map_err(failed)
+    }
+
+    /// Lays every record of the volume from the call of [`Harbor::seed`](crate::Harbor::seed) up
+    /// to `up_to` over the data (the stream wins) and puts the base point in place, durable.
+    ///
+    /// # Errors
+    /// A record is damaged; the storage failed; the recording failed before `up_to` was written.
+    pub fn finish(mut self, up_to: Seq) -> Result<BasePoint> {
+        self.shared.sync()?;
+        let up_to = up_to.max(self.after);
+        let plan = Plan {
+            volume: self.volume,
+            size: self.size,
+            base: None,
+            after: self.after,
+        };
+        let stream = image::open(&self.shared, vec![plan], up_to)?;
+        let mut writer = self.writer.take().ok_or(HarborError::Cancelled)?;
+        for image in &stream {
+            self.lay_over(&mut writer, image)?;
+        }
+        writer.finish().map_err(self.failed("write"))?;
+        let path = full_path(&self.shared.base_dir(), self.volume, up_to);
+        put_in_place(&*self.shared.options.storage, &self.part, &path)
+            .map_err(self.failed("rename"))?;
+        let base = BasePoint {
+            volume: self.volume,
+            seq: up_to,
+            path,
+        };
+        self.shared.add_base(base.clone());
+        Ok(base)
+    }
+
+    fn lay_over(&self, writer: &mut Qcow2Writer, stream: &Image) -> Result<()> {
+        let mut piece = vec![0; COPY_PIECE];
+        for (start, end, zero) in stream.covered() {
+            if zero {
+                writer
+                    .zero(start, end - start)
+                    .map_err(self.failed("write"))?;
+                continue;
+            }
+            let mut at = start;
+            while at < end {
+                let len = (end - at).min(COPY_PIECE as u64);
+                let bytes = piece.get_mut(..len as usize).unwrap_or_default();
+                stream.read_at(bytes, at)?;
+                writer.write(at, bytes).map_err(self.failed("write"))?;
+                at += len;
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&self, action: &'static str) -> impl Fn(io::Error) -> HarborError + use<> {
+        let part = self.part.clone();
+        move |error| HarborError::storage(action, &part, error)
+    }
+}
+
+impl Drop for SeedWriter {
+    fn drop(&mut self) {
+        self.writer = None;
+        if let Err(error) = remove_if_there(&*self.shared.options.storage, &self.part) {
+            tracing::warn!(path = %self.part.display(), %error, "an unfinished seed stays behind");
+        }
+        self.shared.seeding().remove(&self.volume);
+    }
+}

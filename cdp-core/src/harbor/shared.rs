@@ -1,0 +1,288 @@
+//! The state behind a harbor, shared by its handles, the recorder, the writer and seeds.
+//!
+//! Each part has its own lock, held for moments; none is held while another is asked for, but for
+//! the claim on the recording, which is taken first.
+
+use std::any::Any;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
+
+use super::layout::{lock_path, read_description, write_description};
+use super::options::Options;
+use super::report::{RecoveryReport, Usage};
+use super::xml;
+use crate::base::{self, BasePoint};
+use crate::error::{HarborError, Result};
+use crate::journal::catalog::Catalog;
+use crate::journal::recovery;
+use crate::machine::{MachineDescription, VolumeDescription, VolumeId};
+use crate::point::{Seq, XmlVersion};
+use crate::qcow2::Qcow2Reader;
+use crate::recorder::Recording;
+use crate::storage::replace::remove_if_there;
+use crate::storage::{OpenMode, Storage};
+use crate::view::image::Plan;
+
+/// The state behind a harbor.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) dir: PathBuf,
+    pub(crate) options: Options,
+    description: Mutex<MachineDescription>,
+    catalog: Mutex<Catalog>,
+    bases: Mutex<Vec<BasePoint>>,
+    xml: Mutex<Option<XmlVersion>>,
+    recording: Mutex<Weak<Recording>>,
+    seeding: Mutex<HashSet<VolumeId>>,
+    /// Held for reading while segments are opened, for writing while they are removed.
+    removal: RwLock<()>,
+    _lock: Box<dyn Any + Send + Sync>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Locks a harbor and recovers what is in it.
+    pub(crate) fn open(
+        dir: &Path,
+        options: Options,
+        report: &mut RecoveryReport,
+    ) -> Result<Shared> {
+        let storage = &*options.storage;
+        read_description(storage, dir)?;
+        let lock = storage
+            .lock(&lock_path(dir))
+            .map_err(|e| HarborError::storage("lock", &lock_path(dir), e))?
+            .ok_or_else(|| HarborError::Locked {
+                dir: dir.to_path_buf(),
+            })?;
+        let description = read_description(storage, dir)?;
+        for folder in ["", "journal", "xml"] {
+            remove_parts(storage, &dir.join(folder), report)?;
+        }
+        let bases = base::find(storage, &dir.join("base"), &mut report.removed)?;
+        let journal = dir.join("journal");
+        let mut catalog = recovery::recover(storage, &journal, &description.machine_id, report)?;
+        let newest_base = bases.iter().map(|base| base.seq).max().unwrap_or_default();
+        if newest_base > catalog.end.last_seq {
+            report.damage.push(format!(
+                "records up to {newest_base} are missing from the journal"
+            ));
+            catalog.end.last_seq = newest_base;
+        }
+        let xml = xml::newest(storage, &dir.join("xml"))?;
+        Ok(Shared {
+            dir: dir.to_path_buf(),
+            description: Mutex::new(description),
+            catalog: Mutex::new(catalog),
+            bases: Mutex::new(bases),
+            xml: Mutex::new(xml),
+            recording: Mutex::default(),
+            seeding: Mutex::default(),
+            removal: RwLock::default(),
+            options,
+            _lock: lock,
+        })
+    }
+
+    pub(crate) fn journal_dir(&self) -> PathBuf {
+        self.dir.join("journal")
+    }
+
+    pub(crate) fn base_dir(&self) -> PathBuf {
+        self.dir.join("base")
+    }
+
+    pub(crate) fn xml_dir(&self) -> PathBuf {
+        self.dir.join("xml")
+    }
+
+    pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        lock(&self.catalog)
+    }
+
+    pub(crate) fn bases(&self) -> MutexGuard<'_, Vec<BasePoint>> {
+        lock(&self.bases)
+    }
+
+    pub(crate) fn seeding(&self) -> MutexGuard<'_, HashSet<VolumeId>> {
+        lock(&self.seeding)
+    }
+
+    pub(crate) fn recording(&self) -> MutexGuard<'_, Weak<Recording>> {
+        lock(&self.recording)
+    }
+
+    /// Keeps segments from being removed while the answer lives.
+    pub(crate) fn keep_segments(&self) -> RwLockReadGuard<'_, ()> {
+        self.removal.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn machine_id(&self) -> String {
+        lock(&self.description).machine_id.clone()
+    }
+
+    pub(crate) fn description(&self) -> MachineDescription {
+        lock(&self.description).clone()
+    }
+
+    pub(crate) fn set_description(&self, desc: MachineDescription) -> Result<()> {
+        desc.validate()?;
+        let mut kept = lock(&self.description);
+        if desc.machine_id != kept.machine_id {
+            return Err(HarborError::InvalidDescription(
+                "machine_id must not change".into(),
+            ));
+        }
+        write_description(&*self.options.storage, &self.dir, &desc)?;
+        *kept = desc;
+        Ok(())
+    }
+
+    pub(crate) fn xml_version(&self) -> Option<XmlVersion> {
+        *lock(&self.xml)
+    }
+
+    pub(crate) fn record_xml(&self, text: &str) -> Result<XmlVersion> {
+        let mut newest = lock(&self.xml);
+        let version = xml::keep(&*self.options.storage, &self.xml_dir(), *newest, text)?;
+        *newest = Some(version);
+        Ok(version)
+    }
+
+    /// Returns the last record taken.
+    pub(crate) fn head(&self) -> Seq {
+        let recording = self.recording().upgrade();
+        let journal = self.catalog().end.last_seq;
+        recording.map_or(journal, |recording| recording.head().max(journal))
+    }
+
+    /// Puts what is being recorded on stable storage; returns the last record of that.
+    pub(crate) fn sync(&self) -> Result<Seq> {
+        let recording = self.recording().upgrade();
+        if let Some(recording) = recording
+            && recording.is_running()
+        {
+            return recording.sync();
+        }
+        let catalog = self.catalog();
+        match &catalog.failure {
+            Some(cause) => Err(HarborError::JournalFailed(Arc::clone(cause))),
+            None => Ok(catalog.end.last_seq),
+        }
+    }
+
+    /// Returns the first record at which a point can be viewed; none before every volume is seeded.
+    pub(crate) fn first_valid(&self) -> Option<Seq> {
+        let mut oldest: BTreeMap<VolumeId, Seq> = BTreeMap::new();
+        for base in self.bases().iter() {
+            oldest
+                .entry(base.volume)
+                .and_modify(|seq| *seq = base.seq.min(*seq))
+                .or_insert(base.seq);
+        }
+        let description = lock(&self.description);
+        let firsts = description
+            .volumes
+            .iter()
+            .map(|volume| oldest.get(&volume.id).copied());
+        firsts.collect::<Option<Vec<Seq>>>()?.into_iter().max()
+    }
+
+    /// Works out what an image of a volume at record `up_to` is made of.
+    pub(crate) fn plan(&self, volume: &VolumeDescription, up_to: Seq) -> Result<Plan> {
+        let fits = |base: &&BasePoint| base.volume == volume.id && base.seq <= up_to;
+        let base = self.bases().iter().rev().find(fits).cloned();
+        let base = base.ok_or(HarborError::NotSeeded(volume.id))?;
+        let reader = Qcow2Reader::open(&*self.options.storage, &base.path)?;
+        Ok(Plan {
+            volume: volume.id,
+            size: volume.size,
+            base: Some(reader),
+            after: base.seq,
+        })
+    }
+
+    /// Takes a base point that is in place. When it completes the first set, the segments of
+    /// abandoned seeds before it are removed.
+    pub(crate) fn add_base(&self, base: BasePoint) {
+        let seeded_before = self.first_valid().is_some();
+        {
+            let mut bases = self.bases();
+            bases.retain(|kept| kept.path != base.path);
+            bases.push(base);
+            bases.sort_unstable_by_key(|base| (base.volume, base.seq));
+        }
+        if !seeded_before && self.first_valid().is_some() {
+            self.remove_segments_before_bases();
+        }
+    }
+
+    fn remove_segments_before_bases(&self) {
+        let Some(lowest) = self.bases().iter().map(|base| base.seq).min() else {
+            return;
+        };
+        let _no_one_opens = self.removal.write().unwrap_or_else(PoisonError::into_inner);
+        let mut catalog = self.catalog();
+        let needless = |s: &Arc<_>| -> bool { is_needless(s, lowest) };
+        let count = catalog
+            .segments
+            .iter()
+            .take_while(|segment| needless(segment))
+            .count();
+        let removed: Vec<_> = catalog.segments.drain(..count).collect();
+        drop(catalog);
+        for segment in removed {
+            if let Err(error) = remove_if_there(&*self.options.storage, &segment.path) {
+                tracing::warn!(path = %segment.path.display(), %error, "a needless segment stays");
+                break;
+            }
+        }
+    }
+
+    pub(crate) fn usage(&self) -> Result<Usage> {
+        let storage = &*self.options.storage;
+        let journal = self
+            .catalog()
+            .segments
+            .iter()
+            .map(|s| s.path.clone())
+            .collect();
+        let bases = self.bases().iter().map(|base| base.path.clone()).collect();
+        Ok(Usage {
+            journal_bytes: total_len(storage, journal)?,
+            base_bytes: total_len(storage, bases)?,
+        })
+    }
+}
+
+fn is_needless(segment: &crate::journal::segment::Segment, lowest: Seq) -> bool {
+    segment.is_sealed() && segment.last_seq() <= lowest
+}
+
+fn total_len(storage: &dyn Storage, paths: Vec<PathBuf>) -> Result<u64> {
+    let mut total = 0;
+    for path in paths {
+        let len = storage
+            .open(&path, OpenMode::Read)
+            .and_then(|file| file.length());
+        total += len.map_err(|e| HarborError::storage("read", &path, e))?;
+    }
+    Ok(total)
+}
+
+/// Removes what unfinished work left in a folder.
+fn remove_parts(storage: &dyn Storage, dir: &Path, report: &mut RecoveryReport) -> Result<()> {
+    let names = storage
+        .list(dir)
+        .map_err(|e| HarborError::storage("list", dir, e))?;
+    for name in names.into_iter().filter(|name| name.ends_with(".part")) {
+        let path = dir.join(&name);
+        remove_if_there(storage, &path).map_err(|e| HarborError::storage("remove", &path, e))?;
+        report.removed.push(name);
+    }
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! What is known of the journal in memory: segments, points, gaps, and where it goes on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::segment::Segment;
+use super::sequencer::Notice;
+use crate::clock::Timestamp;
+use crate::error::JournalError;
+use crate::point::{Gap, Point, PointId, Seq};
+
+/// What is known of the journal.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    /// Segments in order of their number.
+    pub(crate) segments: Vec<Arc<Segment>>,
+    /// Points on stable storage, in order, valid or not.
+    pub(crate) points: Vec<Point>,
+    /// Gaps in order.
+    pub(crate) gaps: Vec<Gap>,
+    /// Where the journal goes on.
+    pub(crate) end: JournalEnd,
+    /// Why nothing more may be written.
+    pub(crate) failure: Option<Arc<JournalError>>,
+}
+
+/// Where the journal goes on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct JournalEnd {
+    pub(crate) next_segment: u64,
+    pub(crate) last_seq: Seq,
+    pub(crate) last_time: Timestamp,
+    pub(crate) next_point: PointId,
+    /// Hash of the last segment's footer.
+    pub(crate) hash: [u8; 32],
+}
+
+impl Default for JournalEnd {
+    fn default() -> JournalEnd {
+        JournalEnd {
+            next_segment: 1,
+            last_seq: Seq(0),
+            last_time: Timestamp(0),
+            next_point: PointId(1),
+            hash: [0; 32],
+        }
+    }
+}
+
+impl Catalog {
+    /// Learns something of the journal that is on stable storage now.
+    pub(crate) fn learn(&mut self, notice: Notice) {
+        match notice {
+            Notice::Point(point) => self.points.push(point),
+            Notice::GapOpen(gap) => self.gaps.push(gap),
+            Notice::GapClose { start, end } => close_gap(&mut self.gaps, start, end),
+        }
+    }
+
+    /// Returns the gap that is open.
+    pub(crate) fn open_gap(&self) -> Option<&Gap> {
+        self.gaps.last().filter(|gap| gap.end.is_none())
+    }
+
+    /// Returns the first range of records after `after`, up to `up_to`, that no segment has.
+    pub(crate) fn first_hole(&self, after: Seq, up_to: Seq) -> Option<(Seq, Seq)> {
+        let mut next = after.next();
+        for segment in &self.segments {
+            if next > up_to {
+                return None;
+            }
+            let last = segment.last_seq();
+            if last < next {
+                continue;
+            }
+            if segment.first_seq > next {
+                return Some((next, up_to.min(Seq(segment.first_seq.0 - 1))));
+            }
+            next = last.next();
+        }
+        (next <= up_to).then_some((next, up_to))
+    }
+}
+
+/// Ends the gap that is open.
+pub(crate) fn close_gap(gaps: &mut [Gap], start: Timestamp, end: Timestamp) {
+    if let Some(gap) = gaps
+        .iter_mut()
+        .rev()
+        .find(|gap| gap.start == start && gap.end.is_none())
+    {
+        gap.end = Some(end);
+    }
+}
+
+/// Returns the path of a segment.
+pub(crate) fn segment_path(journal_dir: &Path, number: u64) -> PathBuf {
+    journal_dir.join(format!("{number:012}.seg"))
+}
+
+/// Returns the number of the segment with that file name.
+pub(crate) fn segment_number(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".seg")?;
+    let number = digits.parse().ok()?;
+    (number > 0 && format!("{number:012}") == digits).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_names_are_taken_only_as_they_are_written() {
+        for (name, number) in [
+            ("000000000001.seg", Some(1)),
+            ("1.seg", None),
+            ("000000000000.seg", None),
+            ("000000000001.seg.part", None),
+            ("+00000000001.seg", None),
+        ] {
+            assert_eq!(segment_number(name), number, "{name}");
+        }
+        assert!(segment_path(Path::new("j"), 12).ends_with("000000000012.seg"));
+    }
+}

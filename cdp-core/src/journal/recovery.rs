@@ -1,0 +1,435 @@
+//! Reads the journal an earlier process left, and puts its end in order.
+//!
+//! Segments are read in order of their number: header, footer, and the points and gaps of the
+//! index. Only the last segment may lack its footer: its frames are read, what is not whole is
+//! cut off, and it is sealed. Anything else that is not as it was written is reported, and left as
+//! it is.
+//!
+//! Invariant: doing it again finds the same and changes nothing. That also holds after a crash in
+//! the middle: the cut comes first, and the footer last.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::catalog::{Catalog, JournalEnd, close_gap, segment_number, segment_path};
+use super::scan::{PayloadCheck, ScanLimits, scan};
+use super::seal::{Sealing, hash_up_to};
+use super::segment::{Segment, read_index};
+use crate::clock::Timestamp;
+use crate::error::{HarborError, Result};
+use crate::format::{
+    Broken, FOOTER_LEN, Footer, HEADER_LEN, Kind, RECORD_LEN, Record, SEGMENT_VERSION,
+    SegmentHeader,
+};
+use crate::harbor::report::{Cut, RecoveryReport};
+use crate::point::{Gap, GapReason, Grade, Point, PointId, Seq, XmlVersion};
+use crate::storage::{OpenMode, Storage, StorageFile};
+
+/// Recovers the journal in `dir`; adds to `report` what was found.
+pub(crate) fn recover(
+    storage: &dyn Storage,
+    dir: &Path,
+    machine_id: &str,
+    report: &mut RecoveryReport,
+) -> Result<Catalog> {
+    let names = storage
+        .list(dir)
+        .map_err(|e| HarborError::storage("list", dir, e))?;
+    let mut numbers: Vec<u64> = names
+        .iter()
+        .filter_map(|name| segment_number(name))
+        .collect();
+    numbers.sort_unstable();
+    let catalog = Catalog {
+        segments: Vec::new(),
+        points: Vec::new(),
+        gaps: Vec::new(),
+        end: JournalEnd::default(),
+        failure: None,
+    };
+    let mut recovery = Recovery {
+        storage,
+        machine_id,
+        catalog,
+        chain: None,
+        report,
+    };
+    for number in &numbers {
+        let is_last = Some(number) == numbers.last();
+        recovery.segment(&segment_path(dir, *number), *number, is_last)?;
+    }
+    recovery.report.segments = numbers.len() as u64;
+    recovery.report.head = recovery.catalog.end.last_seq;
+    Ok(recovery.catalog)
+}
+
+struct Recovery<'a> {
+    storage: &'a dyn Storage,
+    machine_id: &'a str,
+    catalog: Catalog,
+    /// Hash that the next segment's header must name; none if that cannot be told.
+    chain: Option<[u8; 32]>,
+    report: &'a mut RecoveryReport,
+}
+
+/// A segment's file, with what could be read of its two ends.
+struct Ends<'a> {
+    path: &'a Path,
+    number: u64,
+    len: u64,
+    file: Arc<dyn StorageFile>,
+    header: Result<SegmentHeader, Broken>,
+    footer: Result<Footer, Broken>,
+}
+
+impl Recovery<'_> {
+    fn segment(&mut self, path: &Path, number: u64, is_last: bool) -> Result<()> {
+        let ends = read_ends(self.storage, path, number)?;
+        self.check_header(&ends);
+        let expected = self.catalog.end.last_seq.next();
+        let recovered = match (&ends.header, &ends.footer) {
+            (_, Ok(footer)) => self.sealed(&ends, *footer),
+            (Ok(header), Err(_)) if is_last => self.unsealed(&ends, header),
+            (_, Err(broken)) => {
+                self.damage(path, format!("it is not sealed: {broken}"));
+                self.unreadable(&ends)
+            }
+        };
+        let (segment, mut others) = recovered?;
+        self.check_numbers(&segment, expected, path);
+        others.sort_unstable_by_key(|record| record.seq);
+        self.learn(&ends, &others);
+        if let Ok(header) = &ends.header {
+            self.raise_end(
+                Seq(header.first_seq.0.saturating_sub(1)),
+                header.last_time,
+                header.next_point,
+            );
+        }
+        self.raise_end(segment.last_seq(), Timestamp(0), PointId(0));
+        self.catalog.end.next_segment = number + 1;
+        self.catalog.segments.push(Arc::new(segment));
+        Ok(())
+    }
+
+    /// Checks that a header is there, is this machine's, and continues the chain.
+    fn check_header(&mut self, ends: &Ends<'_>) {
+        let header = match &ends.header {
+            Ok(header) => header,
+            Err(broken) => return self.damage(ends.path, broken.to_string()),
+        };
+        if header.machine_id != self.machine_id {
+            self.damage(
+                ends.path,
+                format!("it belongs to machine {}", header.machine_id),
+            );
+        }
+        let follows = ends.number == self.catalog.end.next_segment;
+        if !follows && !self.catalog.segments.is_empty() {
+            let missing = self.catalog.end.next_segment;
+            self.damage(
+                ends.path,
+                format!("segments from {missing} on are missing before it"),
+            );
+        } else if self.chain.is_some_and(|hash| hash != header.previous) {
+            self.damage(
+                ends.path,
+                "it does not name the hash of the segment before it".into(),
+            );
+        }
+    }
+
+    fn check_numbers(&mut self, segment: &Segment, expected: Seq, path: &Path) {
+        let found = segment.first_seq;
+        if self.catalog.segments.is_empty() || found == expected {
+            return;
+        }
+        let what = if found > expected {
+            format!(
+                "records {expected} to {} are missing before it",
+                found.0 - 1
+            )
+        } else {
+            format!("it starts with record {found}, which was there before")
+        };
+        self.damage(path, what);
+    }
+
+    fn sealed(&mut self, ends: &Ends<'_>, footer: Footer) -> Result<(Segment, Vec<Record>)> {
+        self.chain = Some(footer.hash);
+        self.catalog.end.hash = footer.hash;
+        self.raise_end(footer.last_seq, footer.last_time, footer.next_point);
+        let segment = Segment::sealed(ends.number, ends.path.to_path_buf(), footer);
+        let others = match read_others(ends, &footer) {
+            Ok(others) => others,
+            Err(HarborError::Damaged { what, .. }) => {
+                self.damage(ends.path, format!("in the index: {what}"));
+                self.scan_others(ends, footer.index_position)?
+            }
+            Err(error) => return Err(error),
+        };
+        Ok((segment, others))
+    }
+
+    /// Cuts what is not whole off the last segment and seals it.
+    fn unsealed(
+        &mut self,
+        ends: &Ends<'_>,
+        header: &SegmentHeader,
+    ) -> Result<(Segment, Vec<Record>)> {
+        let limits = ScanLimits {
+            number: ends.number,
+            end: ends.len,
+            salt: Some(header.salt),
+            first_seq: Some(header.first_seq),
+        };
+        let found = scan(&*ends.file, limits, PayloadCheck::Check).map_err(ends.failed("read"))?;
+        let file = self
+            .storage
+            .open(ends.path, OpenMode::Write)
+            .map_err(ends.failed("open"))?;
+        if found.end < ends.len {
+            file.set_len(found.end).map_err(ends.failed("cut"))?;
+            file.sync().map_err(ends.failed("sync"))?;
+        }
+        let hasher = hash_up_to(&*file, found.end).map_err(ends.failed("read"))?;
+        let mut points = found
+            .records
+            .iter()
+            .filter(|record| record.kind == Kind::Point);
+        let sealing = Sealing {
+            number: ends.number,
+            salt: header.salt,
+            first_seq: header.first_seq,
+            next_point: points
+                .next_back()
+                .map_or(header.next_point, |r| PointId(r.offset + 1)),
+            last_time: found
+                .records
+                .last()
+                .map_or(header.last_time, |record| record.time),
+            end: found.end,
+        };
+        let others = found
+            .records
+            .iter()
+            .filter(|r| !r.kind.is_data())
+            .copied()
+            .collect();
+        let footer = sealing
+            .seal(&*file, found.records, hasher)
+            .map_err(ends.failed("seal"))?;
+        self.report.cut = Some(Cut {
+            segment: ends.number,
+            last: footer.last_seq,
+            bytes: ends.len - found.end,
+            why: found
+                .stopped
+                .unwrap_or_else(|| "the recording was not closed".into()),
+        });
+        self.chain = Some(footer.hash);
+        self.catalog.end.hash = footer.hash;
+        self.raise_end(footer.last_seq, footer.last_time, footer.next_point);
+        Ok((
+            Segment::sealed(ends.number, ends.path.to_path_buf(), footer),
+            others,
+        ))
+    }
+
+    /// Takes what can be read of a segment that has lost an end, and leaves the file alone.
+    fn unreadable(&mut self, ends: &Ends<'_>) -> Result<(Segment, Vec<Record>)> {
+        self.chain = None;
+        self.catalog.end.hash = [0; 32];
+        let header = ends.header.as_ref().ok();
+        let limits = ScanLimits {
+            number: ends.number,
+            end: ends.len,
+            salt: header.map(|header| header.salt),
+            first_seq: header.map(|header| header.first_seq),
+        };
+        let found = scan(&*ends.file, limits, PayloadCheck::Skip).map_err(ends.failed("read"))?;
+        let first = found.records.first().map(|record| record.seq);
+        let first = first.unwrap_or(self.catalog.end.last_seq.next());
+        for record in &found.records {
+            let next_point = if record.kind == Kind::Point {
+                record.offset + 1
+            } else {
+                0
+            };
+            self.raise_end(record.seq, record.time, PointId(next_point));
+        }
+        let others = found
+            .records
+            .iter()
+            .filter(|r| !r.kind.is_data())
+            .copied()
+            .collect();
+        let path = ends.path.to_path_buf();
+        Ok((
+            Segment::in_memory(ends.number, path, first, found.records),
+            others,
+        ))
+    }
+
+    fn scan_others(&self, ends: &Ends<'_>, end: u64) -> Result<Vec<Record>> {
+        let limits = ScanLimits {
+            number: ends.number,
+            end,
+            salt: None,
+            first_seq: None,
+        };
+        let found = scan(&*ends.file, limits, PayloadCheck::Skip).map_err(ends.failed("read"))?;
+        Ok(found
+            .records
+            .into_iter()
+            .filter(|record| !record.kind.is_data())
+            .collect())
+    }
+
+    /// Adds the points and gaps of a segment to the catalog.
+    fn learn(&mut self, ends: &Ends<'_>, others: &[Record]) {
+        for record in others {
+            match record.kind {
+                Kind::Point => {
+                    let label = self.label(ends, record);
+                    self.catalog.points.push(point(record, label));
+                }
+                Kind::GapOpen => self.catalog.gaps.push(gap(record, None)),
+                Kind::GapClose => {
+                    let start = Timestamp(record.offset);
+                    if self
+                        .catalog
+                        .gaps
+                        .iter()
+                        .any(|gap| gap.start == start && gap.end.is_none())
+                    {
+                        close_gap(&mut self.catalog.gaps, start, record.time);
+                    } else {
+                        self.catalog.gaps.push(gap(record, Some(record.time)));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn label(&mut self, ends: &Ends<'_>, record: &Record) -> Option<String> {
+        if record.payload_length == 0 {
+            return None;
+        }
+        let mut bytes = vec![0; record.payload_length as usize];
+        let read = ends.file.read_at(&mut bytes, record.payload_position);
+        if read.is_err() || crc32c::crc32c(&bytes) != record.payload_crc {
+            self.damage(
+                ends.path,
+                format!("the label of point {} is lost", record.offset),
+            );
+            return None;
+        }
+        String::from_utf8(bytes).ok()
+    }
+
+    fn raise_end(&mut self, seq: Seq, time: Timestamp, next_point: PointId) {
+        let end = &mut self.catalog.end;
+        end.last_seq = end.last_seq.max(seq);
+        end.last_time = end.last_time.max(time);
+        end.next_point = end.next_point.max(next_point);
+    }
+
+    fn damage(&mut self, path: &Path, what: String) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        self.report.damage.push(format!("segment {name}: {what}"));
+    }
+}
+
+impl Ends<'_> {
+    fn failed(&self, action: &'static str) -> impl Fn(io::Error) -> HarborError {
+        move |error| HarborError::storage(action, self.path, error)
+    }
+}
+
+fn point(record: &Record, label: Option<String>) -> Point {
+    Point {
+        id: PointId(record.offset),
+        time: record.time,
+        seq: record.seq,
+        grade: if record.detail == 1 {
+            Grade::Quiesced
+        } else {
+            Grade::Crash
+        },
+        label,
+        xml: (record.xml > 0).then_some(XmlVersion(record.xml)),
+    }
+}
+
+fn gap(record: &Record, end: Option<Timestamp>) -> Gap {
+    Gap {
+        start: Timestamp(record.offset),
+        end,
+        reason: GapReason::from_code(record.detail),
+    }
+}
+
+/// Reads a segment's header and footer.
+fn read_ends<'a>(storage: &dyn Storage, path: &'a Path, number: u64) -> Result<Ends<'a>> {
+    let failed = |action| move |e| HarborError::storage(action, path, e);
+    let file = storage.open(path, OpenMode::Read).map_err(failed("open"))?;
+    let len = file.length().map_err(failed("read"))?;
+    let mut bytes = vec![0; HEADER_LEN];
+    let mut header = Err(Broken::Magic("segment header"));
+    let mut footer = Err(Broken::Magic("footer"));
+    if len >= HEADER_LEN as u64 {
+        file.read_at(&mut bytes, 0).map_err(failed("read"))?;
+        header = SegmentHeader::decode(&bytes);
+    }
+    if len >= (HEADER_LEN + FOOTER_LEN) as u64 {
+        file.read_at(&mut bytes, len - FOOTER_LEN as u64)
+            .map_err(failed("read"))?;
+        footer = Footer::decode(&bytes, len);
+    }
+    for broken in [header.as_ref().err(), footer.as_ref().err()] {
+        if let Some(Broken::Version(found)) = broken {
+            let path = path.to_path_buf();
+            return Err(HarborError::UnknownVersion {
+                path,
+                found: *found,
+                known: SEGMENT_VERSION,
+            });
+        }
+    }
+    if header.as_ref().is_ok_and(|header| header.number != number) {
+        header = Err(Broken::Field("the number of the segment"));
+    }
+    let salt = header.as_ref().ok().map(|header| header.salt);
+    let fits = |f: &Footer| f.segment == number && salt.is_none_or(|salt| salt == f.salt);
+    if footer.as_ref().is_ok_and(|footer| !fits(footer)) {
+        footer = Err(Broken::Field("the segment of the footer"));
+    }
+    Ok(Ends {
+        path,
+        number,
+        len,
+        file,
+        header,
+        footer,
+    })
+}
+
+/// Reads the part of the index that does not change volumes.
+fn read_others(ends: &Ends<'_>, footer: &Footer) -> Result<Vec<Record>> {
+    let data_only = Footer {
+        other_records: 0,
+        ..*footer
+    };
+    let others_only = Footer {
+        data_records: 0,
+        index_position: footer.index_position + data_only.index_len(),
+        ..*footer
+    };
+    let bytes = read_index(ends.path, &*ends.file, &others_only)?;
+    let records = bytes.chunks_exact(RECORD_LEN).map(Record::decode);
+    let records: Result<Vec<Record>, Broken> = records.collect();
+    records.map_err(|broken| HarborError::damaged(ends.path, broken.to_string()))
+}

@@ -1,0 +1,98 @@
+//! Seals a segment: index, footer, hash. From then on it never changes.
+
+use std::io::{self, IoSlice};
+
+use crate::bounds::{BLOCK, COPY_PIECE};
+use crate::clock::Timestamp;
+use crate::format::{Footer, RECORD_LEN, Record, Salt};
+use crate::point::{PointId, Seq};
+use crate::storage::StorageFile;
+
+/// What a footer tells besides the records.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sealing {
+    pub(crate) number: u64,
+    pub(crate) salt: Salt,
+    pub(crate) first_seq: Seq,
+    pub(crate) next_point: PointId,
+    pub(crate) last_time: Timestamp,
+    /// End of the last frame, in bytes.
+    pub(crate) end: u64,
+}
+
+impl Sealing {
+    /// Writes index and footer and puts the segment on stable storage; `hasher` has taken all bytes
+    /// up to the end of the last frame.
+    pub(crate) fn seal(
+        self,
+        file: &dyn StorageFile,
+        mut records: Vec<Record>,
+        mut hasher: blake3::Hasher,
+    ) -> io::Result<Footer> {
+        let last_seq = records.last().map(|record| record.seq);
+        let (index, data_records) = index(&mut records);
+        let mut footer = Footer {
+            salt: self.salt,
+            segment: self.number,
+            index_position: self.end,
+            data_records,
+            other_records: records.len() as u64 - data_records,
+            first_seq: self.first_seq,
+            last_seq: last_seq.unwrap_or(Seq(self.first_seq.0.saturating_sub(1))),
+            next_point: self.next_point,
+            last_time: self.last_time,
+            index_crc: crc32c::crc32c(&index),
+            hash: [0; 32],
+        };
+        let padding = vec![0; index.len().next_multiple_of(BLOCK) - index.len()];
+        hasher
+            .update(&index)
+            .update(&padding)
+            .update(&footer.encode_head());
+        footer.hash = *hasher.finalize().as_bytes();
+        let foot = footer.encode();
+        let parts = [
+            IoSlice::new(&index),
+            IoSlice::new(&padding),
+            IoSlice::new(&foot),
+        ];
+        file.write_at(&parts, self.end)?;
+        file.sync()?;
+        Ok(footer)
+    }
+}
+
+/// Returns the bytes of the index, and how many of its records change a volume.
+fn index(records: &mut [Record]) -> (Vec<u8>, u64) {
+    records.sort_unstable_by_key(|r| {
+        let data = r.kind.is_data();
+        let place = if data { (r.volume.0, r.offset) } else { (0, 0) };
+        (!data, place, r.seq)
+    });
+    let mut bytes = Vec::with_capacity(records.len() * RECORD_LEN);
+    for record in records.iter() {
+        bytes.extend_from_slice(&record.encode());
+    }
+    (
+        bytes,
+        records
+            .iter()
+            .filter(|record| record.kind.is_data())
+            .count() as u64,
+    )
+}
+
+/// Hashes a file's bytes up to `end`.
+pub(crate) fn hash_up_to(file: &dyn StorageFile, end: u64) -> io::Result<blake3::Hasher> {
+    let mut hasher = blake3::Hasher::new();
+    let mut piece = vec![0; COPY_PIECE];
+    let mut position = 0;
+    while position < end {
+        let len = (end - position).min(COPY_PIECE as u64);
+        let bytes = piece.get_mut(..len as usize).unwrap_or_default();
+        file.read_at(bytes, position)?;
+        hasher.update(bytes);
+        position += len;
+    }
+    Ok(hasher)
+}

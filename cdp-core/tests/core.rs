@@ -1,0 +1,27 @@
+//! The core as a whole: what is appended is what is viewed, whatever happens in between.
+
+#[path = "core/harness.rs"]
+mod harness;
+
+#[path = "core/back_pressure.rs"]
+mod back_pressure;
+#[path = "core/damage.rs"]
+mod damage;
+#[path = "core/export.rs"]
+mod export;
+#[path = "core/failure.rs"]
+mod failure;
+#[path = "core/gaps.rs"]
+mod gaps;
+#[path = "core/golden.rs"]
+mod golden;
+#[path = "core/harbors.rs"]
+mod harbors;
+#[path = "core/history.rs"]
+mod history;
+#[path = "core/resync.rs"]
+mod resync;
+#[path = "core/seed.rs"]
+mod seed;
+#[path = "core/time.rs"]
+mod time;

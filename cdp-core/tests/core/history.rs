@@ -1,0 +1,117 @@
+//! A random history: every point's view equals a replay in memory, now, after opening again, and
+//! after a crash at any byte.
+
+use std::fs;
+
+use cdp_core::{AckRule, Harbor, Options};
+use tempfile::TempDir;
+
+use crate::harness::{Chance, KIB, Model, crash_image, machine, segments, small_segments};
+
+const SIZES: [u64; 2] = [300 * KIB, 777 * 512];
+
+fn options(seed: u64) -> Options {
+    let ack_rule = if seed.is_multiple_of(2) {
+        AckRule::Buffered
+    } else {
+        AckRule::Durable
+    };
+    Options {
+        ack_rule,
+        ..small_segments()
+    }
+}
+
+#[test]
+fn every_point_is_viewed_as_it_was() {
+    for seed in 1..=6 {
+        let mut chance = Chance::new(seed);
+        let mut model = Model::new(&SIZES);
+        let machine = machine(&SIZES, options(seed));
+        for _ in 0..250 {
+            model.step(&machine.recorder, &mut chance);
+        }
+        model.check(&machine.harbor, &format!("seed {seed}, while recording"));
+        machine.recorder.close().unwrap();
+        let dir = machine.dir();
+        let home = machine.home;
+        drop((machine.harbor, machine.recorder));
+
+        for round in ["first", "second"] {
+            let (harbor, report) = Harbor::open(&dir, options(seed)).unwrap();
+            assert!(report.is_clean(), "seed {seed}: {report:?}");
+            assert!(
+                report.segments > 2,
+                "seed {seed}: the history is to span segments"
+            );
+            model.check(&harbor, &format!("seed {seed}, opened {round}"));
+            let recorder = harbor.record().unwrap();
+            for _ in 0..40 {
+                model.step(&recorder, &mut chance);
+            }
+            model.check(&harbor, &format!("seed {seed}, recorded on, {round}"));
+        }
+        drop(home);
+    }
+}
+
+#[test]
+fn a_crash_at_any_byte_leaves_a_prefix() {
+    let mut chance = Chance::new(77);
+    let mut model = Model::new(&SIZES);
+    let machine = machine(&SIZES, Options::default());
+    while model.points.len() < 6 {
+        model.step(&machine.recorder, &mut chance);
+    }
+    machine.recorder.sync().unwrap();
+    let home = TempDir::new().unwrap();
+    let crashed = home.path().join("crashed");
+    crash_image(&machine.dir(), &crashed);
+    let last = segments(&crashed).pop().unwrap();
+    let whole = fs::read(&last).unwrap();
+
+    // Every block boundary and its neighbours, and many bytes by chance.
+    let mut cuts: Vec<usize> = (4096..=whole.len()).step_by(4096).collect();
+    cuts.extend(
+        (4096..whole.len())
+            .step_by(4096)
+            .flat_map(|at| [at + 1, at + 64, at + 512]),
+    );
+    cuts.extend((0..150).map(|_| 4096 + chance.below(whole.len() as u64 - 4096) as usize));
+    let mut kept_before = Vec::new();
+    cuts.sort_unstable();
+    for cut in cuts.into_iter().filter(|cut| *cut <= whole.len()) {
+        fs::write(&last, &whole[..cut]).unwrap();
+        let (harbor, report) = Harbor::open(&crashed, Options::default()).unwrap();
+        assert!(
+            report.cut.is_some() && report.damage.is_empty(),
+            "cut at {cut}: {report:?}"
+        );
+        let mut kept = model.clone();
+        kept.points.retain(|_, (point, _)| point.seq <= report.head);
+        kept.check(&harbor, &format!("cut at {cut}"));
+        let points = harbor.points();
+        assert!(
+            points.starts_with(&kept_before),
+            "cut at {cut}: more bytes, fewer points"
+        );
+        kept_before = points;
+        drop(harbor);
+
+        let sealed = fs::read(&last).unwrap();
+        let (_, again) = Harbor::open(&crashed, Options::default()).unwrap();
+        assert!(
+            again.is_clean() && again.head == report.head,
+            "cut at {cut}: {again:?}"
+        );
+        assert!(
+            fs::read(&last).unwrap() == sealed,
+            "cut at {cut}: a second opening changes it"
+        );
+    }
+    assert_eq!(
+        kept_before.len(),
+        model.points.len(),
+        "nothing is lost of the whole file"
+    );
+}
