@@ -1,0 +1,137 @@
+//! What happens to a protection when its guest reboots, stops, starts, or the user suspends.
+
+use std::time::Duration;
+
+use virt_cdp_tests::{daemon::Daemon, guest::Guest, must, needs_libvirt, run, unique, wait_for};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// The newest point shows the disk byte for byte as its image file has it. The guest must not write.
+fn newest_equals(daemon: &Daemon, guest: &Guest, name: &str) {
+    let view = daemon.json(&["view-open", name, "--at", "latest"]);
+    for (at, volume) in view["volumes"].as_array().expect("volumes").iter().enumerate() {
+        let image = guest.image(at).display().to_string();
+        let format = if image.ends_with("qcow2") { "qcow2" } else { "raw" };
+        let uri = volume["uri"].as_str().expect("a URI");
+        must("qemu-img", &["compare", "-U", "-f", format, "-F", "raw", &image, uri]);
+    }
+    daemon.ok(&["view-close", view["id"].as_str().expect("an id")]);
+}
+
+fn points(daemon: &Daemon, name: &str) -> u64 {
+    daemon.json(&["info", name])["points"].as_u64().expect("a number")
+}
+
+#[test]
+fn reboot_keeps_the_tap_and_shutdown_and_start_bring_protection_back() {
+    if !needs_libvirt() {
+        return;
+    }
+    let name = unique("life");
+    let guest = Guest::start(&name, &[("qcow2", 64 << 20), ("raw", 32 << 20)]);
+    let daemon = Daemon::start();
+    daemon.ok(&["protect", &name]);
+    guest.sh("dd if=/dev/urandom of=/dev/vda bs=64k count=100 oflag=direct; dd if=/dev/urandom of=/dev/vdb bs=4k count=100 oflag=direct");
+
+    let writes = daemon.json(&["info", &name])["writes"].as_u64().expect("a number");
+    let _ = guest.try_run("reboot -f", Duration::from_secs(2));
+    guest.wait_ready();
+    let info = daemon.json(&["info", &name]);
+    assert_eq!(info["state"], "protected");
+    assert!(info["writes"].as_u64() >= Some(writes), "the same capture went on: {info}");
+    assert_eq!(info["gaps"].as_array().map(Vec::len), Some(0), "a reboot is no gap");
+
+    guest.sh("dd if=/dev/urandom of=/dev/vda bs=64k count=50 seek=300 oflag=direct");
+    let before = points(&daemon, &name);
+    guest.virsh(&["shutdown", &name, "--mode", "acpi"]);
+    guest.wait_off();
+    daemon.wait_state(&name, "off", SOON);
+    assert!(points(&daemon, &name) >= before);
+    newest_equals(&daemon, &guest, &name);
+
+    // Written to while it is off: nobody could see that, the resync has to find it.
+    let image = guest.image(1).display().to_string();
+    must("qemu-io", &["-f", "raw", "-c", "write -P 0x5a 1M 64k", &image]);
+    guest.boot();
+    daemon.wait_state(&name, "protected", SOON);
+    newest_equals(&daemon, &guest, &name);
+    let info = daemon.json(&["info", &name]);
+    let gaps = info["gaps"].as_array().expect("gaps");
+    assert!(gaps.len() == 1 && !gaps[0]["end"].is_null(), "the time it was off is a closed gap: {info}");
+    let inside = gaps[0]["start"].as_str().expect("a time");
+    let offered = daemon.json(&["point-list", &name, "--from", inside, "--to", gaps[0]["end"].as_str().expect("a time")]);
+    assert_eq!(offered["points"].as_array().map(Vec::len), Some(0), "no point inside the gap");
+
+    // QEMU dies under the guest.
+    guest.virsh(&["destroy", &name]);
+    daemon.wait_state(&name, "off", SOON);
+    newest_equals(&daemon, &guest, &name);
+}
+
+#[test]
+fn suspend_resume_unprotect_and_protect_again_keep_the_history() {
+    if !needs_libvirt() {
+        return;
+    }
+    let name = unique("life");
+    let guest = Guest::start(&name, &[("qcow2", 64 << 20)]);
+    let daemon = Daemon::start();
+    daemon.ok(&["protect", &name]);
+    guest.sh("echo first | dd of=/dev/vda bs=512 conv=sync oflag=direct");
+    let first = daemon.json(&["point-create", &name, "--label", "first"]);
+
+    daemon.ok(&["suspend", &name]);
+    daemon.refused(&["suspend", &name], "suspended");
+    daemon.refused(&["point-create", &name], "suspended");
+    let jobs = guest.virsh(&["qemu-monitor-command", &name, "{\"execute\":\"query-block-jobs\"}"]);
+    assert!(jobs.contains("\"return\":[]"), "nothing of ours is left in QEMU: {jobs}");
+    // What libvirt refuses during a capture works now.
+    guest.virsh(&["blockresize", &name, "vda", "65537K"]);
+    guest.virsh(&["blockresize", &name, "vda", "65536K"]);
+    guest.sh("echo second | dd of=/dev/vda bs=512 conv=sync oflag=direct");
+    daemon.ok(&["resume", &name]);
+    daemon.wait_state(&name, "protected", SOON);
+    newest_equals(&daemon, &guest, &name);
+
+    daemon.ok(&["unprotect", &name]);
+    assert_eq!(daemon.json(&["info", &name])["state"], "unprotected");
+    let bitmaps = must("qemu-img", &["info", "-U", "--output=json", guest.image(0).to_str().expect("plain")]);
+    assert!(!bitmaps.contains("virt-cdp"), "no bitmap of ours stays in the image: {bitmaps}");
+    guest.sh("echo third | dd of=/dev/vda bs=512 conv=sync oflag=direct");
+    daemon.ok(&["protect", &name]);
+    newest_equals(&daemon, &guest, &name);
+
+    let view = daemon.json(&["view-open", &name, "--at", &first["id"].to_string()]);
+    let uri = view["volumes"][0]["uri"].as_str().expect("a URI");
+    let sector = run("qemu-io", &["-r", "-f", "raw", "-c", "read -v 0 16", uri]);
+    assert!(sector.out.contains("first"), "the old point is as it was: {}", sector.out);
+    daemon.refused(&["unprotect", &name, "--delete"], "view");
+    daemon.ok(&["view-close", view["id"].as_str().expect("an id")]);
+    daemon.ok(&["unprotect", &name, "--delete"]);
+    daemon.refused(&["info", &name], "not protected");
+    let left = std::fs::read_dir(daemon.harbors()).expect("the directory").count();
+    assert_eq!(left, 0, "the harbor is gone");
+}
+
+#[test]
+fn idle_machines_make_no_points_and_busy_ones_one_a_second() {
+    if !needs_libvirt() {
+        return;
+    }
+    let name = unique("beat");
+    let guest = Guest::start(&name, &[("raw", 32 << 20)]);
+    let daemon = Daemon::start();
+    daemon.ok(&["protect", &name]);
+    // Nothing is mounted: nothing writes.
+    std::thread::sleep(Duration::from_secs(2));
+    let idle = points(&daemon, &name);
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(points(&daemon, &name), idle, "no point while nothing is written");
+    guest.sh("wload /dev/vda --seconds 6 --size-mib 16");
+    let busy = points(&daemon, &name) - idle;
+    assert!((5..=8).contains(&busy), "{busy} points in 6 s");
+    wait_for("journal bytes are counted", SOON, || {
+        let info = daemon.json(&["info", &name]);
+        if info["journal_bytes"].as_u64() > Some(0) { Ok(()) } else { Err(info.to_string()) }
+    });
+}
