@@ -25,7 +25,8 @@ fn every_field_of_a_plain_disk_is_read() {
 #[test]
 fn real_machines_have_these_disks() {
     use Verdict::{LeftOut as Out, Protectable as Yes, Refused as No};
-    let table: [(&str, &str, &[(&str, &str, &str, Verdict)]); 3] = [
+    type Row = (&'static str, &'static str, &'static str, Verdict);
+    let table: [(&str, &str, &[Row]); 3] = [
         (
             "uefi",
             UEFI,

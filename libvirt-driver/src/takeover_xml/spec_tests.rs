@@ -11,7 +11,7 @@ fn what_the_spec_asks_for_is_there() {
     let find = |xml: &str, path: &[&str]| {
         let root = parse_domain(xml).unwrap();
         path.iter()
-            .fold(Some(root), |at, name| at?.get_child(*name).cloned())
+            .try_fold(root, |at, name| at.get_child(*name).cloned())
     };
     let edited = edit(UEFI, &everything_else(&["sda"], "virtio")).unwrap();
     let text = |path: &[&str]| {
