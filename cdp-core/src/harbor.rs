@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::base::{BasePoint, SeedWriter};
 use crate::clock::Timestamp;
-use crate::error::{HarborError, Result};
+use crate::error::{HarborError, JournalError, Result};
 use crate::machine::{MachineDescription, VolumeId};
 use crate::point::{Gap, Point, PointId, XmlVersion};
 use crate::recorder::Recorder;
@@ -180,10 +180,25 @@ impl Harbor {
         )
     }
 
+    /// Returns the failure that ended a recording, until [`recover`](Self::recover) has put the journal right.
+    pub fn failure(&self) -> Option<Arc<JournalError>> {
+        self.shared.catalog().failure.clone()
+    }
+
+    /// Puts the journal right after a recording has failed, as [`open`](Self::open) does after a crash.
+    ///
+    /// # Errors
+    /// [`HarborError::Busy`] while a recording runs; the storage fails still.
+    pub fn recover(&self) -> Result<RecoveryReport> {
+        let mut report = self.shared.recover()?;
+        report.points = self.points().len() as u64;
+        Ok(report)
+    }
+
     /// Starts a recording, in a new segment, with a writer thread of its own; one at a time.
     ///
     /// # Errors
-    /// [`HarborError::Busy`]; an earlier recording failed (open the harbor again); the storage
+    /// [`HarborError::Busy`]; an earlier recording failed (see [`recover`](Self::recover)); the storage
     /// failed.
     pub fn record(&self) -> Result<Recorder> {
         Recorder::start(&self.shared)

@@ -3,6 +3,8 @@
 pub mod api;
 pub mod daemon;
 
+pub mod engine;
+
 pub mod cli;
 
 pub mod units;

@@ -1,13 +1,9 @@
 //! One binary, two programs: `virt-cdp`, and `virtcdpd` when it is called by that name.
 
-use std::{path::Path, process::ExitCode, sync::Arc};
+use std::{path::Path, process::ExitCode};
 
 use clap::Parser as _;
-use virt_cdp::{
-    api::{ApiError, ApiErrorKind, ApiResult, Engine},
-    cli,
-    daemon::{self, config::Config},
-};
+use virt_cdp::{cli, daemon, engine};
 
 fn main() -> ExitCode {
     let called = std::env::args_os().next();
@@ -15,14 +11,7 @@ fn main() -> ExitCode {
         .as_deref()
         .and_then(|called| Path::new(called).file_name());
     if name.is_some_and(|name| name == "virtcdpd") {
-        return daemon::main(&daemon::args::Args::parse(), open_engine);
+        return daemon::main(&daemon::args::Args::parse(), engine::open);
     }
-    cli::main(open_engine)
-}
-
-fn open_engine(_: &Config) -> ApiResult<Arc<dyn Engine>> {
-    Err(ApiError::new(
-        ApiErrorKind::Unavailable,
-        "this build has no engine",
-    ))
+    cli::main(engine::open)
 }

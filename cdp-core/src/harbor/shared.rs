@@ -64,15 +64,7 @@ impl Shared {
             remove_parts(storage, &dir.join(folder), report)?;
         }
         let bases = base::find(storage, &dir.join("base"), &mut report.removed)?;
-        let journal = dir.join("journal");
-        let mut catalog = recovery::recover(storage, &journal, &description.machine_id, report)?;
-        let newest_base = bases.iter().map(|base| base.seq).max().unwrap_or_default();
-        if newest_base > catalog.end.last_seq {
-            report.damage.push(format!(
-                "records up to {newest_base} are missing from the journal"
-            ));
-            catalog.end.last_seq = newest_base;
-        }
+        let catalog = recover(storage, dir, &description.machine_id, &bases, report)?;
         let xml = xml::newest(storage, &dir.join("xml"))?;
         Ok(Shared {
             dir: dir.to_path_buf(),
@@ -86,6 +78,20 @@ impl Shared {
             options,
             _lock: lock,
         })
+    }
+
+    /// Recovers the journal again, after a recording has failed.
+    pub(crate) fn recover(&self) -> Result<RecoveryReport> {
+        let recording = self.recording();
+        if recording.upgrade().is_some_and(|one| one.is_running()) {
+            return Err(HarborError::Busy("a recording"));
+        }
+        let _no_removal = self.keep_segments();
+        let mut report = RecoveryReport::default();
+        let (storage, bases) = (&*self.options.storage, self.bases().clone());
+        let catalog = recover(storage, &self.dir, &self.machine_id(), &bases, &mut report)?;
+        *self.catalog() = catalog;
+        Ok(report)
     }
 
     pub(crate) fn journal_dir(&self) -> PathBuf {
@@ -285,4 +291,23 @@ fn remove_parts(storage: &dyn Storage, dir: &Path, report: &mut RecoveryReport) 
         report.removed.push(name);
     }
     Ok(())
+}
+
+/// Recovers the journal; the sequence goes on behind the newest base point, whatever is missing.
+fn recover(
+    storage: &dyn Storage,
+    dir: &Path,
+    machine_id: &str,
+    bases: &[BasePoint],
+    report: &mut RecoveryReport,
+) -> Result<Catalog> {
+    let mut catalog = recovery::recover(storage, &dir.join("journal"), machine_id, report)?;
+    let newest_base = bases.iter().map(|base| base.seq).max().unwrap_or_default();
+    if newest_base > catalog.end.last_seq {
+        report.damage.push(format!(
+            "records up to {newest_base} are missing from the journal"
+        ));
+        catalog.end.last_seq = newest_base;
+    }
+    Ok(catalog)
 }

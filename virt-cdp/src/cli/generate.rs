@@ -61,6 +61,7 @@ fn page(command: &clap::Command, name: &str, section: &str, dir: &Path) -> io::R
     let command = command.clone().display_name(name.to_owned());
     clap_mangen::Man::new(command)
         .section(section)
+        .source(concat!("virt-cdp ", env!("CARGO_PKG_VERSION")))
         .render(&mut text)?;
     std::fs::write(dir.join(format!("{name}.{section}")), text)
 }

@@ -58,6 +58,7 @@ T is one of
   30s, 5m, 2h, 1d              that long ago
   2026-11-22 05:12:01[.123]    local time
   2026-11-22T04:12:01.5Z       RFC 3339
+
 The newest point not later than T is taken, and named in the answer.";
 
 /// Continuous data protection for libvirt/KVM machines: every write is kept, and every second can be
@@ -65,23 +66,23 @@ The newest point not later than T is taken, and named in the answer.";
 ///
 /// Without a command it opens a shell with history and completion.
 #[derive(Debug, Parser)]
-#[command(name = "virt-cdp", version, disable_help_subcommand = false)]
+#[command(name = "virt-cdp", version)]
 struct Cli {
     /// Where virtcdpd listens: unix:///path or /path [default: unix:///run/virt-cdp/virtcdpd.sock]
     #[arg(
         short = 'c',
         long = "connect",
         value_name = "URI",
-        global = true,
         env = "VIRT_CDP_URI",
         hide_env_values = true
     )]
+    #[arg(global = true, help_heading = "Global options")]
     connect: Option<String>,
 
     /// Answers with one JSON document
     ///
     /// Times are RFC 3339 in UTC with nanoseconds, sizes are bytes; field names do not change.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
 
     #[command(subcommand)]

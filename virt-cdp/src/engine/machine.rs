@@ -93,7 +93,7 @@ pub(crate) enum Command {
 pub(crate) struct Machine {
     /// The user's name for it.
     pub(crate) name: String,
-    harbor: Mutex<Harbor>,
+    harbor: Harbor,
     status: Mutex<Status>,
     commands: mpsc::Sender<Command>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -114,7 +114,7 @@ impl Machine {
         };
         let machine = Self {
             name: harbor.description().name,
-            harbor: Mutex::new(harbor),
+            harbor,
             status: Mutex::new(status),
             commands,
             thread: Mutex::new(None),
@@ -124,12 +124,7 @@ impl Machine {
 
     /// The harbor, to be held only as long as it is used.
     pub(crate) fn harbor(&self) -> Harbor {
-        guard(&self.harbor).clone()
-    }
-
-    /// Puts a harbor that was opened again in the place of the old one.
-    pub(crate) fn replace_harbor(&self, harbor: Harbor) {
-        *guard(&self.harbor) = harbor;
+        self.harbor.clone()
     }
 
     /// The machine's description.

@@ -151,7 +151,6 @@ impl Engine {
         let machine = Arc::new(machine);
         let setting = Setting {
             source,
-            options: self.options(),
             private_dir: self.private_dir.clone(),
             bitmap_interval: self.config.capture.bitmap_interval,
         };

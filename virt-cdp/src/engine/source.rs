@@ -10,7 +10,7 @@ use std::{
 
 use cdp_core::{VolumeDescription, VolumeId};
 use libvirt_driver::{
-    Disk, Domain, ErrorKind, Hypervisor, Verdict as DiskVerdict,
+    Disk, Domain, DomainMonitor, ErrorKind, Hypervisor, Verdict as DiskVerdict,
     nodes::{NodeError, node_for},
 };
 use qemu_hook::{
@@ -86,13 +86,13 @@ impl DomainSource {
         (self.connect)()?.lookup(&self.uuid).map_err(from_libvirt)
     }
 
-    fn found(domain: &Domain, disk: &Disk) -> ApiResult<Verdict> {
+    fn found(monitor: &dyn Monitor, disk: &Disk) -> ApiResult<Verdict> {
         match &disk.verdict {
             DiskVerdict::Protectable => {}
             DiskVerdict::LeftOut(reason) => return Ok(Verdict::LeftOut(reason.to_string())),
             DiskVerdict::Refused(reason) => return Ok(Verdict::Refused(reason.to_string())),
         }
-        match node_for(&domain.monitor(), disk) {
+        match node_for(monitor, disk) {
             Ok(node) => Ok(Verdict::Protectable(Node {
                 name: node.node,
                 size: node.virtual_size,
@@ -121,14 +121,15 @@ impl Source for DomainSource {
     }
 
     fn monitor(&self) -> ApiResult<Arc<dyn Monitor>> {
-        Ok(Arc::new(self.domain()?.monitor()))
+        Ok(Arc::new(DomainMonitor::open(&self.domain()?).map_err(from_libvirt)?))
     }
 
     fn disks(&self) -> ApiResult<Vec<Found>> {
         let domain = self.domain()?;
+        let monitor = DomainMonitor::open(&domain).map_err(from_libvirt)?;
         let mut found = Vec::new();
         for disk in domain.disks().map_err(from_libvirt)? {
-            let verdict = Self::found(&domain, &disk)?;
+            let verdict = Self::found(&monitor, &disk)?;
             found.push(Found { target: disk.target, verdict });
         }
         Ok(found)

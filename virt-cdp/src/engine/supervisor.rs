@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cdp_core::{GapReason, Grade, Harbor, Mode, Options, Point, Timestamp};
+use cdp_core::{GapReason, Grade, Harbor, Mode, Point, Timestamp};
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
@@ -40,8 +40,6 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 pub(crate) struct Setting {
     /// Where the machine runs.
     pub(crate) source: Arc<dyn Source>,
-    /// How harbors are opened.
-    pub(crate) options: Options,
     /// A directory only the daemon can enter, for sockets.
     pub(crate) private_dir: PathBuf,
     /// How often bitmaps are rotated.
@@ -186,7 +184,7 @@ impl Supervisor {
         if self.capture.is_some() {
             return Ok(());
         }
-        self.reopen_if_failed()?;
+        self.recover_if_failed()?;
         let harbor = self.harbor();
         let running = source::open(&*self.setting.source, &harbor.description().volumes, &self.tag)?;
         keep_definition(&*self.setting.source, &harbor);
@@ -215,18 +213,13 @@ impl Supervisor {
         Ok(())
     }
 
-    /// A journal that has failed takes nothing more until its harbor is opened anew.
-    fn reopen_if_failed(&self) -> ApiResult<()> {
-        let old = self.harbor();
-        if !old.is_failed() {
-            return Ok(());
+    /// A journal that has failed takes nothing more until it has been recovered.
+    fn recover_if_failed(&self) -> ApiResult<()> {
+        let harbor = self.harbor();
+        if harbor.failure().is_some() {
+            let report = harbor.recover().map_err(from_harbor)?;
+            tracing::info!(machine = self.machine.name, ?report, "the journal was recovered after its failure");
         }
-        let dir = old.dir().to_path_buf();
-        old.release();
-        drop(old);
-        let (harbor, report) = Harbor::open(&dir, self.setting.options.clone()).map_err(from_harbor)?;
-        tracing::info!(machine = self.machine.name, ?report, "harbor opened again after its journal had failed");
-        self.machine.replace_harbor(harbor);
         Ok(())
     }
 

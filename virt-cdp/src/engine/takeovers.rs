@@ -18,6 +18,7 @@ use std::{
 use cdp_core::{Harbor, MachineDescription, MachineSource, Point, PointId, Timestamp};
 use libvirt_driver::{
     Domain, DomainState, ErrorKind, Hypervisor, LibvirtError, TakeoverSpec,
+    nvram::nvram_of,
     overlay::create_overlay,
     qemu_user::qemu_identity,
     takeover::{StartMode, Traces, new_uuid},
@@ -222,7 +223,7 @@ impl Takeovers {
         let description = harbor.description();
         serve(&record, harbor, &description, views)?;
         make_dir(&record.dir)?;
-        if let Some(original) = takeover_xml::nvram_of(then).map_err(from_libvirt)? {
+        if let Some(original) = nvram_of(then).map_err(from_libvirt)? {
             let copy = record.dir.join("nvram.fd");
             fs::copy(&original, &copy)
                 .map_err(|e| host(&format!("copy the UEFI variables {}", original.display()), &e))?;

@@ -15,10 +15,7 @@ use std::{
 };
 
 use cdp_core::{MachineDescription, Point, Timestamp, View, VolumeId};
-use qemu_hook::nbd::{
-    export::{Export, Exports, Extent, ExtentKind},
-    server::NbdServer,
-};
+use qemu_hook::nbd::{Export, Exports, Extent, ExtentKind, NbdServer};
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult, v1},

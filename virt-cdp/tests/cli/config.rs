@@ -1,0 +1,111 @@
+//! The configuration: its defaults are the file's, and its errors name key, line and cure.
+
+use std::{path::Path, time::Duration};
+
+use virt_cdp::daemon::config::{Ack, Config};
+
+const SHIPPED: &str = include_str!("../../../plugins/host/virtcdpd.toml");
+
+/// Takes the `#` away in front of every key.
+fn uncommented() -> String {
+    let line = |line: &str| match line.strip_prefix('#') {
+        Some(key) if !key.starts_with(' ') && !key.is_empty() => format!("{key}\n"),
+        _ => format!("{line}\n"),
+    };
+    SHIPPED.lines().map(line).collect()
+}
+
+#[test]
+fn the_shipped_file_is_the_default_with_and_without_its_comments() {
+    let path = Path::new("virtcdpd.toml");
+    assert_eq!(Config::parse(SHIPPED, path).unwrap(), Config::default());
+    assert_eq!(
+        Config::parse(&uncommented(), path).unwrap(),
+        Config::default()
+    );
+}
+
+#[test]
+fn the_shipped_file_shows_every_key_with_its_default() {
+    let shown: toml::Table = toml::from_str(&uncommented()).unwrap();
+    assert_eq!(shown, toml::Table::try_from(Config::default()).unwrap());
+}
+
+#[test]
+fn values_are_taken() {
+    let text = "socket = \"/tmp/x/api.sock\"\n[capture]\npoint_interval = \"5s\"\nio_buffer = \"256MiB\"\nack = \"durable\"";
+    let config = Config::parse(text, Path::new("x")).unwrap();
+    assert_eq!(config.run_dir(), Path::new("/tmp/x"));
+    assert_eq!(config.capture.point_interval, Duration::from_secs(5));
+    assert_eq!(config.capture.io_buffer, 256 << 20);
+    assert_eq!(config.capture.ack, Ack::Durable);
+}
+
+#[test]
+fn an_error_names_the_key_the_line_and_the_cure() {
+    let table = [
+        (
+            "[capture]\n\npoint_interval = \"500ms\"",
+            "c.toml, line 3: capture.point_interval: 500ms is below the least, 1s",
+            "give 1s to 1d",
+        ),
+        (
+            "[capture]\nio_buffer = \"1GiB\"",
+            "c.toml, line 2: capture.io_buffer: 1GiB is above the most, 256MiB",
+            "give 16MiB to 256MiB",
+        ),
+        (
+            "[capture]\nio_buffer = \"64 pounds\"",
+            "c.toml, line 2: capture.io_buffer: `pounds` is no unit; \
+             the units are B, KiB, MiB, GiB, TiB (or K, M, G, T), KB, MB, GB, TB",
+            "write it like \"64MiB\" or \"1GiB\"",
+        ),
+        (
+            "[capture]\nack = \"never\"",
+            "c.toml, line 2: capture.ack: unknown variant `never`, expected `buffered` or `durable`",
+            "correct that line; plugins/host/virtcdpd.toml shows every key with its default",
+        ),
+        (
+            "state_dir = \"here\"",
+            "c.toml, line 1: state_dir: `here` is no absolute path",
+            "start it with /",
+        ),
+        (
+            "[libvirt]\nurl = \"qemu:///system\"",
+            "c.toml, line 2: libvirt.url: there is no key `url`",
+            "known is `uri` here; plugins/host/virtcdpd.toml shows them all",
+        ),
+    ];
+    for (text, what, hint) in table {
+        let error = Config::parse(text, Path::new("c.toml")).unwrap_err();
+        assert_eq!(
+            (error.to_string().as_str(), error.hint().as_str()),
+            (what, hint)
+        );
+    }
+}
+
+#[test]
+fn broken_toml_is_refused_with_its_line() {
+    for text in [
+        "x",
+        "[capture",
+        "\n\nstate_dir = ",
+        "state_dir = \"/a\"\nstate_dir = \"/b\"",
+        "\u{0}",
+    ] {
+        let error = Config::parse(text, Path::new("c.toml"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("c.toml, line "), "{error}");
+    }
+}
+
+#[test]
+fn a_given_file_must_exist() {
+    let error = Config::load(Some(Path::new("/nonexistent/virtcdpd.toml"))).unwrap_err();
+    assert!(
+        error.to_string().contains("/nonexistent/virtcdpd.toml"),
+        "{error}"
+    );
+}

@@ -1,0 +1,338 @@
+//! An engine that keeps nothing: it answers from a script and fails on purpose.
+//!
+//! A machine called `fail-KIND` (`fail-not-found`) fails with that kind of error and a hint, `panic`
+//! panics, `odd` has control characters in its state; every other machine exists. What was asked last is
+//! kept for the tests to look at.
+
+use std::sync::{
+    Mutex,
+    atomic::{AtomicU32, Ordering},
+};
+
+use virt_cdp::api::{ApiError, ApiErrorKind, ApiResult, Engine, v1};
+
+/// 2026-01-02 03:04:05.123456789 UTC.
+pub(crate) const POINT_NS: i64 = 1_767_323_045_123_456_789;
+
+#[derive(Default)]
+pub(crate) struct Fake {
+    /// What was asked last, as its `Debug` text.
+    pub(crate) last: Mutex<String>,
+    /// How often a machine or job was polled.
+    polls: AtomicU32,
+    /// The job's state after a cancel.
+    cancelled: Mutex<bool>,
+}
+
+impl Fake {
+    fn note(&self, request: &impl std::fmt::Debug) {
+        *self.last.lock().unwrap() = format!("{request:?}");
+    }
+}
+
+/// The kind that `fail-KIND` names.
+pub(crate) fn kind_named(name: &str) -> Option<ApiErrorKind> {
+    let name = name.strip_prefix("fail-")?;
+    ApiErrorKind::ALL
+        .into_iter()
+        .find(|kind| kind_name(*kind) == name)
+}
+
+/// `NotFound` as `not-found`.
+pub(crate) fn kind_name(kind: ApiErrorKind) -> String {
+    let mut name = String::new();
+    for c in format!("{kind:?}").chars() {
+        if c.is_uppercase() && !name.is_empty() {
+            name.push('-');
+        }
+        name.extend(c.to_lowercase());
+    }
+    name
+}
+
+fn check(name: &str) -> ApiResult<()> {
+    if name == "panic" {
+        panic!("asked to");
+    }
+    match kind_named(name) {
+        Some(kind) => Err(
+            ApiError::new(kind, format!("no luck with `{name}` – on purpose"))
+                .hint("ask for another one – naïve"),
+        ),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn point() -> v1::Point {
+    v1::Point {
+        id: 123,
+        time_ns: POINT_NS,
+        grade: "crash".into(),
+        label: "before".into(),
+        seq: 4567,
+    }
+}
+
+fn machine(name: &str, state: &str) -> v1::Machine {
+    v1::Machine {
+        name: name.into(),
+        id: "0b7a".into(),
+        source: "libvirt:///system, 0b7a".into(),
+        state: state.into(),
+        state_detail: if name == "odd" {
+            "\u{1b}[31mred\u{7}".into()
+        } else {
+            String::new()
+        },
+        state_since_ns: POINT_NS,
+        volumes: vec![v1::Volume {
+            id: 0,
+            target: "vda".into(),
+            size_bytes: 10 << 30,
+            node: "libvirt-1-format".into(),
+            image: "/images/web1.qcow2".into(),
+            attached: true,
+        }],
+        left_out: vec!["sda: CD-ROM drive".into()],
+        points: 7,
+        first_point: Some(point()),
+        newest_point: Some(point()),
+        progress: (state == "seeding").then(|| progress("seed")),
+        journal_bytes: 3 << 20,
+        base_bytes: 5 << 30,
+        buffer_bytes: 4096,
+        buffer_limit_bytes: 64 << 20,
+        writes: 99,
+        written_bytes: 99 * 4096,
+        point_interval_ms: 1000,
+        harbor: "/var/lib/virt-cdp/web1".into(),
+        gaps: vec![v1::Gap {
+            start_ns: POINT_NS,
+            end_ns: 0,
+            reason: "guest off".into(),
+        }],
+        created_ns: POINT_NS,
+    }
+}
+
+fn progress(what: &str) -> v1::Progress {
+    v1::Progress {
+        what: what.into(),
+        done_bytes: 1 << 30,
+        total_bytes: 10 << 30,
+    }
+}
+
+fn view() -> v1::View {
+    v1::View {
+        id: "v1".into(),
+        machine: "web1".into(),
+        point: Some(point()),
+        opened_ns: POINT_NS,
+        volumes: vec![v1::ViewVolume {
+            target: "vda".into(),
+            size_bytes: 10 << 30,
+            uri: "nbd+unix:///vda?socket=/run/virt-cdp/v1.sock".into(),
+        }],
+        connections: 1,
+        holder: "user".into(),
+    }
+}
+
+fn takeover(state: &str) -> v1::Takeover {
+    v1::Takeover {
+        name: "web1-takeover-123".into(),
+        machine: "web1".into(),
+        point: Some(point()),
+        state: state.into(),
+        created_ns: POINT_NS,
+        uuid: "77aa".into(),
+        overlay_bytes: 1 << 20,
+        detail: String::new(),
+    }
+}
+
+fn job(kind: &str, state: &str) -> v1::Job {
+    v1::Job {
+        id: format!("{kind}-1"),
+        kind: kind.into(),
+        machine: "web1".into(),
+        state: state.into(),
+        error: if state == "failed" {
+            "the disk is full".into()
+        } else {
+            String::new()
+        },
+        progress: Some(progress(kind)),
+        point: Some(point()),
+        files: vec!["/out/web1-vda.qcow2".into()],
+        hint: if state == "failed" {
+            "make room".into()
+        } else {
+            String::new()
+        },
+    }
+}
+
+impl Engine for Fake {
+    fn format_version(&self) -> u32 {
+        1
+    }
+
+    fn status(&self) -> ApiResult<v1::StatusReply> {
+        Ok(v1::StatusReply {
+            state_dir: "/var/lib/virt-cdp".into(),
+            machines: 2,
+            machines_protected: 1,
+            free_bytes: 1 << 40,
+            problems: vec!["the disk is slow".into()],
+            ..Default::default()
+        })
+    }
+
+    fn protect(&self, request: v1::ProtectRequest) -> ApiResult<v1::Machine> {
+        self.note(&request);
+        check(&request.name)?;
+        self.polls.store(0, Ordering::SeqCst);
+        Ok(machine(&request.name, "seeding"))
+    }
+
+    fn unprotect(&self, request: v1::UnprotectRequest) -> ApiResult<()> {
+        self.note(&request);
+        check(&request.name)
+    }
+
+    fn suspend(&self, request: v1::MachineRequest) -> ApiResult<v1::Machine> {
+        check(&request.name)?;
+        Ok(machine(&request.name, "suspended"))
+    }
+
+    fn resume(&self, request: v1::MachineRequest) -> ApiResult<v1::Machine> {
+        check(&request.name)?;
+        Ok(machine(&request.name, "resyncing"))
+    }
+
+    fn list_machines(&self) -> ApiResult<v1::MachineList> {
+        Ok(v1::MachineList {
+            machines: vec![machine("web1", "protected"), machine("db 2", "seeding")],
+        })
+    }
+
+    fn get_machine(&self, request: v1::MachineRequest) -> ApiResult<v1::Machine> {
+        check(&request.name)?;
+        let polls = self.polls.fetch_add(1, Ordering::SeqCst);
+        Ok(match request.name.as_str() {
+            "bad-seed" => v1::Machine {
+                state_detail: "vda went away".into(),
+                ..machine("bad-seed", "failed")
+            },
+            "slow" => machine("slow", "seeding"),
+            name if polls == 0 => machine(name, "seeding"),
+            name => machine(name, "protected"),
+        })
+    }
+
+    fn list_points(&self, request: v1::ListPointsRequest) -> ApiResult<v1::PointList> {
+        self.note(&request);
+        check(&request.name)?;
+        Ok(v1::PointList {
+            points: vec![point()],
+            truncated: true,
+        })
+    }
+
+    fn create_point(&self, request: v1::CreatePointRequest) -> ApiResult<v1::Point> {
+        self.note(&request);
+        check(&request.name)?;
+        Ok(v1::Point {
+            label: request.label,
+            ..point()
+        })
+    }
+
+    fn open_view(&self, request: v1::OpenViewRequest) -> ApiResult<v1::View> {
+        self.note(&request);
+        check(&request.name)?;
+        Ok(view())
+    }
+
+    fn list_views(&self) -> ApiResult<v1::ViewList> {
+        Ok(v1::ViewList {
+            views: vec![view()],
+        })
+    }
+
+    fn close_view(&self, request: v1::CloseViewRequest) -> ApiResult<()> {
+        self.note(&request);
+        Ok(())
+    }
+
+    fn export(&self, request: v1::ExportRequest) -> ApiResult<v1::Job> {
+        self.note(&request);
+        check(&request.name)?;
+        self.polls.store(0, Ordering::SeqCst);
+        *self.cancelled.lock().unwrap() = false;
+        let id = format!("export-{}", request.name);
+        Ok(v1::Job {
+            id,
+            ..job("export", "running")
+        })
+    }
+
+    fn get_job(&self, request: v1::JobRequest) -> ApiResult<v1::Job> {
+        let kind = if request.id.starts_with("commit") {
+            "commit"
+        } else {
+            "export"
+        };
+        let state = match request.id.as_str() {
+            _ if *self.cancelled.lock().unwrap() => "cancelled",
+            "export-full" => "failed",
+            "export-slow" => "running",
+            _ if self.polls.fetch_add(1, Ordering::SeqCst) == 0 => "running",
+            _ => "done",
+        };
+        Ok(v1::Job {
+            id: request.id,
+            ..job(kind, state)
+        })
+    }
+
+    fn cancel_job(&self, request: v1::JobRequest) -> ApiResult<v1::Job> {
+        self.note(&request);
+        *self.cancelled.lock().unwrap() = true;
+        Ok(v1::Job {
+            id: request.id,
+            ..job("export", "running")
+        })
+    }
+
+    fn takeover(&self, request: v1::TakeoverRequest) -> ApiResult<v1::TakeoverReply> {
+        self.note(&request);
+        check(&request.name)?;
+        Ok(v1::TakeoverReply {
+            takeover: Some(takeover("running")),
+            dropped: vec!["host device 0000:01:00.0".into()],
+            ready_ms: 1840,
+        })
+    }
+
+    fn list_takeovers(&self) -> ApiResult<v1::TakeoverList> {
+        Ok(v1::TakeoverList {
+            takeovers: vec![takeover("running")],
+        })
+    }
+
+    fn discard_takeover(&self, request: v1::TakeoverNameRequest) -> ApiResult<()> {
+        check(&request.name)
+    }
+
+    fn commit_takeover(&self, request: v1::TakeoverNameRequest) -> ApiResult<v1::Job> {
+        check(&request.name)?;
+        self.polls.store(0, Ordering::SeqCst);
+        *self.cancelled.lock().unwrap() = false;
+        Ok(job("commit", "running"))
+    }
+
+    fn shutdown(&self) {}
+}

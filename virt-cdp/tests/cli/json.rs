@@ -1,0 +1,163 @@
+//! `--json`: one document on stdout, with these fields for ever.
+
+use serde_json::{Value, json};
+
+use crate::stage::Stage;
+
+const TIME: &str = "2026-01-02T03:04:05.123456789Z";
+
+#[track_caller]
+fn document(stage: &Stage, words: &[&str]) -> Value {
+    let before: Vec<&str> = ["--json"].iter().chain(words).copied().collect();
+    let after: Vec<&str> = words.iter().chain(&["--json"]).copied().collect();
+    let text = stage.run(&after).good();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert_eq!(
+        stage.run(&before).good(),
+        text,
+        "--json may stand before and after the verb"
+    );
+    serde_json::from_str(&text).unwrap()
+}
+
+fn point() -> Value {
+    json!({"id": 123, "time": TIME, "grade": "crash", "label": "before", "seq": 4567})
+}
+
+fn machine(name: &str, state: &str) -> Value {
+    let progress =
+        json!({"what": "seed", "done_bytes": 1_073_741_824, "total_bytes": 10_737_418_240_u64});
+    json!({
+        "name": name,
+        "id": "0b7a",
+        "source": "libvirt:///system, 0b7a",
+        "state": state,
+        "state_detail": "",
+        "state_since": TIME,
+        "volumes": [{
+            "id": 0, "target": "vda", "size_bytes": 10_737_418_240_u64, "node": "libvirt-1-format",
+            "image": "/images/web1.qcow2", "attached": true,
+        }],
+        "left_out": ["sda: CD-ROM drive"],
+        "points": 7,
+        "first_point": point(),
+        "newest_point": point(),
+        "progress": if state == "seeding" { progress } else { Value::Null },
+        "journal_bytes": 3_145_728,
+        "base_bytes": 5_368_709_120_u64,
+        "buffer_bytes": 4096,
+        "buffer_limit_bytes": 67_108_864,
+        "writes": 99,
+        "written_bytes": 405_504,
+        "point_interval_ms": 1000,
+        "harbor": "/var/lib/virt-cdp/web1",
+        "gaps": [{"start": TIME, "end": null, "reason": "guest off"}],
+        "created": TIME,
+    })
+}
+
+fn view() -> Value {
+    json!({
+        "id": "v1",
+        "machine": "web1",
+        "point": point(),
+        "opened": TIME,
+        "volumes": [{
+            "target": "vda", "size_bytes": 10_737_418_240_u64,
+            "uri": "nbd+unix:///vda?socket=/run/virt-cdp/v1.sock",
+        }],
+        "connections": 1,
+        "holder": "user",
+    })
+}
+
+fn takeover() -> Value {
+    json!({
+        "name": "web1-takeover-123", "machine": "web1", "point": point(), "state": "running", "created": TIME,
+        "uuid": "77aa", "overlay_bytes": 1_048_576, "detail": "",
+    })
+}
+
+fn job(id: &str, kind: &str) -> Value {
+    json!({
+        "id": id, "kind": kind, "machine": "web1", "state": "done", "error": "", "hint": "",
+        "progress": {"what": kind, "done_bytes": 1_073_741_824, "total_bytes": 10_737_418_240_u64},
+        "point": point(), "files": ["/out/web1-vda.qcow2"],
+    })
+}
+
+#[test]
+fn the_documents_are_as_promised() {
+    let stage = Stage::new();
+    let table: &[(&[&str], Value)] = &[
+        (
+            &["protect", "web1", "--no-wait"],
+            machine("web1", "seeding"),
+        ),
+        (&["protect", "web1"], machine("web1", "protected")),
+        (
+            &["unprotect", "web1"],
+            json!({"name": "web1", "deleted": false}),
+        ),
+        (
+            &["unprotect", "web1", "--delete"],
+            json!({"name": "web1", "deleted": true}),
+        ),
+        (
+            &["list"],
+            json!({"machines": [machine("web1", "protected"), machine("db 2", "seeding")]}),
+        ),
+        (&["info", "slow"], machine("slow", "seeding")),
+        (&["suspend", "web1"], machine("web1", "suspended")),
+        (&["resume", "web1"], machine("web1", "resyncing")),
+        (
+            &["point-list", "web1"],
+            json!({"points": [point()], "truncated": true}),
+        ),
+        (&["point-create", "web1", "--label", "before"], point()),
+        (&["view-open", "web1", "--at", "latest"], view()),
+        (&["view-list"], json!({"views": [view()]})),
+        (
+            &["view-close", "v1"],
+            json!({"name": "v1", "done": "closed"}),
+        ),
+        (
+            &["export", "web1", "--at", "latest", "/out"],
+            job("export-web1", "export"),
+        ),
+        (
+            &["takeover", "web1", "--at", "latest"],
+            json!({"takeover": takeover(), "dropped": ["host device 0000:01:00.0"], "ready_ms": 1840}),
+        ),
+        (&["takeover-list"], json!({"takeovers": [takeover()]})),
+        (
+            &["takeover-discard", "t"],
+            json!({"name": "t", "done": "discarded"}),
+        ),
+        (&["takeover-commit", "t"], job("commit-1", "commit")),
+        (
+            &["version"],
+            json!({
+                "client": {"version": env!("CARGO_PKG_VERSION")},
+                "daemon": {"version": env!("CARGO_PKG_VERSION"), "format_version": 1},
+            }),
+        ),
+    ];
+    for (words, expected) in table {
+        assert_eq!(&document(&stage, words), expected, "{words:?}");
+    }
+}
+
+#[test]
+fn status_has_the_daemons_own_fields() {
+    let stage = Stage::new();
+    let mut status = document(&stage, &["status"]);
+    let started = status.as_object_mut().unwrap().remove("started").unwrap();
+    assert!(started.as_str().unwrap().ends_with('Z'), "{started}");
+    let expected = json!({
+        "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "state_dir": "/var/lib/virt-cdp",
+        "machines": 2, "machines_protected": 1, "views": 0, "takeovers": 0, "jobs_running": 0,
+        "free_bytes": 1_099_511_627_776_u64, "problems": ["the disk is slow"],
+    });
+    assert_eq!(status, expected);
+}

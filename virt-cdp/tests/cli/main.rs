@@ -1,0 +1,20 @@
+//! virt-cdp and virtcdpd from the outside: the command line over a real socket against a fake engine, and
+//! the daemon as a process. What a real engine does is tested end to end elsewhere.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod fake;
+mod stage;
+
+mod at;
+mod config;
+mod units;
+
+mod daemon;
+mod peer;
+
+mod errors;
+mod help;
+mod json;
+mod people;
+mod shell;
+mod waiting;

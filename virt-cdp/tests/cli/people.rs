@@ -1,0 +1,177 @@
+//! What people see, and what the engine is asked for it.
+
+use crate::stage::Stage;
+
+#[test]
+fn tables_look_like_virsh() {
+    let stage = Stage::new();
+    assert_eq!(
+        stage.run(&["list"]).good(),
+        "\x20Name   State          Volumes   Points   Newest point              Kept
+---------------------------------------------------------------------------
+ web1   protected      1         7        2026-01-02 03:04:05.123   5 GiB
+ db 2   seeding 10 %   1         7        2026-01-02 03:04:05.123   5 GiB
+"
+    );
+    assert_eq!(
+        stage.run(&["point-list", "web1"]).good(),
+        "\x20Id    Time                      Grade   Label
+-------------------------------------------------
+ 123   2026-01-02 03:04:05.123   crash   before
+(there are older ones)
+"
+    );
+}
+
+#[test]
+fn times_are_local() {
+    let stage = Stage::new();
+    let output = stage
+        .command(&["point-list", "web1"])
+        .env("TZ", "CET-1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("2026-01-02 04:04:05.123"), "{text}");
+}
+
+#[test]
+fn the_point_picked_is_named_with_its_distance() {
+    let stage = Stage::new();
+    let table = [
+        (
+            "2026-01-02T03:04:05.523456789Z",
+            "point 123, 2026-01-02 03:04:05.123 (before), 0.4 s before the time asked",
+        ),
+        (
+            "2026-01-02 03:04:05.123",
+            "point 123, 2026-01-02 03:04:05.123 (before), at the time asked",
+        ),
+        (
+            "2026-01-02 03:14:05",
+            "point 123, 2026-01-02 03:04:05.123 (before), 9m59s before the time asked",
+        ),
+        ("latest", "point 123, 2026-01-02 03:04:05.123 (before)\n"),
+        ("123", "point 123, 2026-01-02 03:04:05.123 (before)\n"),
+    ];
+    for (at, picked) in table {
+        for words in [
+            &["view-open", "web1", "--at", at][..],
+            &["export", "web1", "--at", at, "/out"],
+            &["takeover", "web1", "--at", at],
+        ] {
+            let text = stage.run(words).good();
+            assert!(text.contains(picked), "{words:?}: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_time_from_a_table_asks_for_the_point_in_it() {
+    let stage = Stage::new();
+    stage
+        .run(&["view-open", "web1", "--at", "2026-01-02 03:04:05.123"])
+        .good();
+    assert!(
+        stage.asked().contains("TimeNs(1767323045123999999)"),
+        "{}",
+        stage.asked()
+    );
+    stage
+        .run(&[
+            "point-list",
+            "web1",
+            "--from",
+            "2026-01-02 03:04:05.123",
+            "--to",
+            "latest",
+            "--limit",
+            "5",
+        ])
+        .good();
+    let asked = stage.asked();
+    assert!(asked.contains("TimeNs(1767323045123000000)"), "{asked}");
+    assert!(
+        asked.contains("Latest(true)") && asked.contains("limit: 5"),
+        "{asked}"
+    );
+}
+
+#[test]
+fn options_reach_the_engine() {
+    let stage = Stage::new();
+    let words = [
+        "takeover",
+        "web1",
+        "--at",
+        "7",
+        "--name",
+        "n",
+        "--vcpus",
+        "4",
+        "--memory",
+        "1.5G",
+        "--network",
+        "none",
+        "--mac",
+        "keep",
+        "--disk-bus",
+        "sata",
+        "--paused",
+    ];
+    let text = stage.run(&words).good();
+    for part in [
+        "web1-takeover-123 is running, 1.840 s after the request",
+        "left behind: host device 0000:01:00.0",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(
+        stage.asked(),
+        "TakeoverRequest { name: \"web1\", at: Some(At { at: Some(Point(7)) }), new_name: \"n\", vcpus: 4, \
+         memory_bytes: 1610612736, network: \"none\", mac: \"keep\", disk_bus: \"sata\", paused: true }"
+    );
+    stage
+        .run(&[
+            "protect",
+            "--no-wait",
+            "x",
+            "--qmp",
+            "/q.sock",
+            "--node",
+            "a",
+            "--node",
+            "b",
+        ])
+        .good();
+    assert_eq!(
+        stage.asked(),
+        "ProtectRequest { name: \"x\", qmp_socket: \"/q.sock\", disks: [], nodes: [\"a\", \"b\"] }"
+    );
+    let mut relative = stage.command(&["export", "web1", "--at", "7", "--disk", "vda", "out"]);
+    assert!(
+        relative
+            .current_dir(stage.dir.path())
+            .status()
+            .unwrap()
+            .success()
+    );
+    let dir = stage.dir.path().join("out");
+    assert!(
+        stage
+            .asked()
+            .contains(&format!("disks: [\"vda\"], dir: {dir:?}")),
+        "{}",
+        stage.asked()
+    );
+}
+
+#[test]
+fn no_control_character_reaches_the_terminal() {
+    let stage = Stage::new();
+    let text = stage.run(&["info", "odd"]).good();
+    assert!(text.contains("\\u{1b}[31mred\\u{7}"), "{text}");
+    assert!(!text.contains('\u{1b}'), "{text}");
+    let text = stage.run(&["info", "fail-not-found\u{1b}[2J"]).good();
+    assert!(!text.contains('\u{1b}'), "{text}");
+}
