@@ -220,3 +220,33 @@ pub(crate) fn segments(dir: &Path) -> Vec<PathBuf> {
     paths.sort();
     paths
 }
+
+/// Runs `qemu-img`; none, said aloud, where there is none.
+fn qemu_img(arguments: &[&std::ffi::OsStr]) -> Option<std::process::Output> {
+    match std::process::Command::new("qemu-img")
+        .args(arguments)
+        .output()
+    {
+        Ok(output) => Some(output),
+        Err(error) => {
+            eprintln!("SKIPPED: qemu-img {arguments:?}: {error}");
+            None
+        }
+    }
+}
+
+/// Checks that an image is flawless, without errors and without leaks.
+pub(crate) fn qemu_img_check(path: &Path) {
+    if let Some(output) = qemu_img(&["check".as_ref(), path.as_ref()]) {
+        assert!(output.status.success(), "{}: {output:?}", path.display());
+    }
+}
+
+/// Returns the content of an image as `qemu-img` sees it.
+pub(crate) fn qemu_img_raw(path: &Path) -> Option<Vec<u8>> {
+    let raw = path.with_extension("raw");
+    let convert = ["convert", "-f", "qcow2", "-O", "raw"].map(|word| word.as_ref());
+    let output = qemu_img(&[&convert[..], &[path.as_ref(), raw.as_ref()]].concat())?;
+    assert!(output.status.success(), "{}: {output:?}", path.display());
+    Some(fs::read(raw).unwrap())
+}

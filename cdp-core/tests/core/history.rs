@@ -70,14 +70,13 @@ fn a_crash_at_any_byte_leaves_a_prefix() {
     let last = segments(&crashed).pop().unwrap();
     let whole = fs::read(&last).unwrap();
 
-    // Every block boundary and its neighbours, and many bytes by chance.
-    let mut cuts: Vec<usize> = (4096..=whole.len()).step_by(4096).collect();
+    // Every block boundary near the end with its neighbours, and many bytes by chance.
+    let blocks = whole.len() / 4096;
+    let mut cuts: Vec<usize> = (blocks - 40..=blocks).map(|block| block * 4096).collect();
     cuts.extend(
-        (4096..whole.len())
-            .step_by(4096)
-            .flat_map(|at| [at + 1, at + 64, at + 512]),
+        (blocks - 20..blocks).flat_map(|block| [1, 64, 512, 700].map(|at| block * 4096 + at)),
     );
-    cuts.extend((0..150).map(|_| 4096 + chance.below(whole.len() as u64 - 4096) as usize));
+    cuts.extend((0..120).map(|_| 4096 + chance.below(whole.len() as u64 - 4096) as usize));
     let mut kept_before = Vec::new();
     cuts.sort_unstable();
     for cut in cuts.into_iter().filter(|cut| *cut <= whole.len()) {

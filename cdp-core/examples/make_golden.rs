@@ -1,0 +1,70 @@
+//! Writes the golden harbor of the present format version to a directory given as argument.
+//!
+//! What it writes is checked by `tests/core/golden.rs`. Run once per format version.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cdp_core::clock::HandClock;
+use cdp_core::machine::{FORMAT_VERSION, Mode};
+use cdp_core::{
+    GapReason, Grade, Harbor, MachineDescription, MachineSource, Options, Timestamp,
+    VolumeDescription, VolumeId,
+};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let dir = std::env::args_os()
+        .nth(1)
+        .ok_or("usage: make_golden DIRECTORY")?;
+    let now = Timestamp(1_700_000_000_000_000_001);
+    let description = MachineDescription {
+        format_version: FORMAT_VERSION,
+        name: "golden".into(),
+        machine_id: "0b1d7f4e-0000-4000-8000-00000000d01d".into(),
+        point_interval_ms: 1000,
+        created: now,
+        mode: Mode::Active,
+        source: MachineSource::Libvirt {
+            uri: "qemu:///system".into(),
+            uuid: "0b1d7f4e-0000-4000-8000-000000000002".into(),
+        },
+        volumes: vec![VolumeDescription {
+            id: VolumeId(7),
+            target: "vda".into(),
+            size: 128 * 1024,
+            node: None,
+            original_format: Some("raw".into()),
+            original_path: Some("/dev/vg/lv".into()),
+        }],
+    };
+    let options = Options {
+        clock: Arc::new(HandClock::new(now)),
+        ..Options::default()
+    };
+    let harbor = Harbor::create(&PathBuf::from(dir), &description, options)?;
+    let recorder = harbor.record()?;
+    let volume = recorder.volume(VolumeId(7))?;
+    let write = |offset, data: &[u8]| -> Result<(), Box<dyn Error>> {
+        let mut buf = volume.buffer(data.len())?;
+        buf.as_mut().copy_from_slice(data);
+        volume.write(offset, buf)?;
+        Ok(())
+    };
+    let mut seed = harbor.seed(VolumeId(7))?;
+    seed.data(512, &[0x33; 512])?;
+    write(512, &[0x11; 512])?;
+    write(70_000, b"cdp")?;
+    let point = recorder.point(Grade::Crash, Some("seeded"))?;
+    seed.finish(point.seq)?;
+
+    harbor.record_xml("<domain/>\n")?;
+    recorder.open_gap(GapReason::TapLost, Timestamp(1_600_000_000_000_000_000))?;
+    volume.zero(600, 100)?;
+    volume.resync_data(65_536, &[0x22; 512])?;
+    volume.resync_zero(66_048, 512)?;
+    recorder.close_gap()?;
+    recorder.point(Grade::Quiesced, None)?;
+    recorder.close()?;
+    Ok(())
+}
