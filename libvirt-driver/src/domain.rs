@@ -76,10 +76,12 @@ impl fmt::Debug for Domain {
 impl Domain {
     pub(crate) fn lookup(hypervisor: &Hypervisor, name_or_uuid: &str) -> Result<Self> {
         let connect = hypervisor.connection()?;
-        let by_name = connect.lookup_domain_by_name(name_or_uuid);
-        let found = match by_name {
-            Err(_) if is_uuid(name_or_uuid) => connect.lookup_domain_by_uuid_string(name_or_uuid),
-            other => other,
+        let by_uuid = is_uuid(name_or_uuid)
+            .then(|| connect.lookup_domain_by_uuid_string(name_or_uuid).ok())
+            .flatten();
+        let found = match by_uuid {
+            Some(found) => Ok(found),
+            None => connect.lookup_domain_by_name(name_or_uuid),
         };
         let found = found
             .map_err(|error| hypervisor.error(format!("find domain {name_or_uuid}"), error))?;

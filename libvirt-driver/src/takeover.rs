@@ -154,6 +154,9 @@ fn remove(path: &Path, result: io::Result<()>) -> Result<()> {
 impl Domain {
     /// Lets the CPUs of a paused domain run; fine if they run.
     ///
+    /// After an IO error over a lost view the first read may fail once more and pause the domain again: QEMU looks
+    /// for a returned NBD server in steps of up to 16 s. Look at the state and call again.
+    ///
     /// # Errors
     /// [`ErrorKind::DomainOff`], [`ErrorKind::Refused`].
     pub fn resume(&self) -> Result<()> {

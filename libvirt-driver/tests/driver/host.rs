@@ -113,6 +113,7 @@ impl Server {
             "driver=raw,file.driver=throttle,file.throttle-group=slow,file.file.driver=file,file.file.filename={}",
             image.display()
         );
+        let _ = std::fs::remove_file(socket);
         let child = Command::new("qemu-nbd")
             .args([
                 "--read-only",
@@ -147,12 +148,12 @@ impl Drop for Server {
     }
 }
 
-/// Waits at most 20 s.
+/// Waits at most 40 s.
 pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(
-            start.elapsed() < Duration::from_secs(20),
+            start.elapsed() < Duration::from_secs(40),
             "waited too long for {what}"
         );
         std::thread::sleep(Duration::from_millis(20));

@@ -14,11 +14,13 @@ use tempfile::TempDir;
 use crate::host::{Server, TestDomain, directory, hypervisor, image, run, wait};
 
 const SIZE: u64 = 32 << 20;
+const RECONNECT_DELAY_S: u32 = 4;
 
 /// A takeover in the making: an original, its image's view served, and the new domain's parts.
 struct Stage {
     hypervisor: Hypervisor,
     base: PathBuf,
+    socket: PathBuf,
     server: Option<Server>,
     edited: Edited,
     overlay: PathBuf,
@@ -53,9 +55,9 @@ impl Stage {
         std::fs::create_dir(&inside).unwrap();
         let overlay = inside.join("vda.qcow2");
         let backing = NbdBacking {
-            socket,
+            socket: socket.clone(),
             export: "vda".to_owned(),
-            reconnect_delay_s: 10,
+            reconnect_delay_s: RECONNECT_DELAY_S,
         };
         let console = inside.join("console.log");
         let name = TestDomain::named(&format!("{test}-t"));
@@ -98,6 +100,7 @@ impl Stage {
         Self {
             hypervisor,
             base,
+            socket,
             server,
             edited,
             overlay,
@@ -228,17 +231,77 @@ fn a_takeover_runs_is_pulled_and_discarded() {
 }
 
 #[test]
-fn a_lost_view_pauses_the_takeover_and_discard_still_works() {
+fn a_lost_view_pauses_the_takeover_and_a_returned_one_does_not() {
     let Some(hypervisor) = hypervisor() else {
         return;
     };
     let mut stage = Stage::set(hypervisor, "lost-view");
-    let domain = stage.start(StartMode::Running);
-    wait("the firmware to look at the disk", || {
-        matches!(domain.state(), Ok(DomainState::Running { .. }))
-    });
-    std::thread::sleep(Duration::from_millis(500));
+    let domain = stage.start(StartMode::Paused);
+
+    // The firmware's first read waits for the view, which is back in time.
     stage.server = None;
+    domain.resume().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    stage.server = Some(Server::nbd(&stage.base, &stage.socket, "vda"));
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(matches!(
+        domain.state().unwrap(),
+        DomainState::Running { .. }
+    ));
+
+    // It stays away for longer than the delay: the reset guest reads again, and stands still.
+    stage.server = None;
+    run(
+        "virsh",
+        &["-q", "-c", crate::host::URI, "reset", &stage.name.name],
+    );
+    wait("the takeover to stand still", || {
+        matches!(
+            domain.state(),
+            Ok(DomainState::Paused { io_error: true, .. })
+        )
+    });
+
+    // With the view back the guest goes on, as soon as QEMU's next attempt to connect (at most 16 s apart) has found it.
+    stage.server = Some(Server::nbd(&stage.base, &stage.socket, "vda"));
+    let start = Instant::now();
+    let mut resumes = 0;
+    wait("the takeover to go on", || {
+        resumes += 1;
+        domain.resume().unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        matches!(domain.state().unwrap(), DomainState::Running { .. })
+    });
+    println!("went on after {:?} and {resumes} resumes", start.elapsed());
+    stage.server = None;
+    stage.discard_and_look();
+}
+
+#[test]
+fn a_pull_that_fails_says_so_and_can_be_repeated() {
+    let Some(hypervisor) = hypervisor() else {
+        return;
+    };
+    let mut stage = Stage::set(hypervisor, "failed-pull");
+    let domain = stage.start(StartMode::Paused);
+    let mut server = stage.server.take();
+    let failed = domain
+        .block_pull("sda", &mut |_| {
+            server = None;
+            ControlFlow::Continue(())
+        })
+        .unwrap_err();
+    assert_eq!(failed.kind, ErrorKind::Refused, "{failed}");
+    assert!(failed.to_string().contains("pull again"), "{failed}");
+    assert!(backing(&stage.overlay).is_some());
+
+    stage.server = Some(Server::nbd(&stage.base, &stage.socket, "vda"));
+    wait("a pull to succeed", || {
+        domain
+            .block_pull("sda", &mut |_| ControlFlow::Continue(()))
+            .is_ok()
+    });
+    assert_eq!(backing(&stage.overlay), None);
     stage.discard_and_look();
 }
 
