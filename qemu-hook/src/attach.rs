@@ -1,9 +1,9 @@
 //! Attaching to a running disk: from here on every write of the guest reaches the sink.
 //!
 //! In order: what an earlier process of ours left is cleared away; the bitmap starts marking; a
-//! socketpair is made, one end given to QEMU, NBD served on the other; QEMU opens it as a node
-//! (`blockdev-add`) and mirrors to it (`blockdev-mirror` sync=none, write-blocking). Nothing listens,
-//! nothing has a path, nobody else can connect.
+//! socket is made, one end given to QEMU, NBD served on the other; QEMU opens it as a node
+//! (`blockdev-add`) and mirrors to it (`blockdev-mirror` sync=none, write-blocking). Nobody else can
+//! connect (see [`crate::channel`]).
 //!
 //! Invariant: a tap that fails ends the mirror and never reaches the guest (on-target-error=report,
 //! reconnect-delay 0). What a crash of ours leaves in QEMU (a node, an ending job, an export) is found
@@ -11,7 +11,7 @@
 
 use std::{
     io,
-    os::{fd::AsFd, unix::net::UnixStream},
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -21,6 +21,7 @@ use thiserror::Error;
 
 use crate::{
     bitmap::{self, BitmapNames},
+    channel::{self, ChannelError, OurEnd},
     monitor::{Monitor, MonitorError},
     nbd::NbdError,
     node::Node,
@@ -42,7 +43,10 @@ pub enum AttachError {
     /// QEMU's monitor.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
-    /// The socketpair could not be made.
+    /// The socket could not be made or passed.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The tap's thread could not be made, or QEMU did not connect.
     #[error("cannot make a tap")]
     Io(#[from] io::Error),
     /// The tap could not be served.
@@ -104,6 +108,8 @@ pub struct Attachment {
 
 /// Attaches a tap to `node`; from its return on, every write of the guest reaches `sink`.
 ///
+/// `dir` is a directory that nobody else can enter: there the socket is where QEMU takes no descriptor.
+///
 /// # Errors
 /// [`AttachError`]; then nothing of ours is left in QEMU, as far as QEMU still answers.
 pub fn attach<S: WriteSink>(
@@ -111,17 +117,16 @@ pub fn attach<S: WriteSink>(
     node: &Node,
     names: &Names,
     bitmaps: &BitmapNames,
+    dir: &Path,
     sink: S,
 ) -> Result<Attachment, AttachError> {
     clear_leftovers(monitor, names)?;
     refuse_busy(monitor, node)?;
     bitmap::ensure(monitor, node, bitmaps)?;
 
-    let (ours, theirs) = UnixStream::pair()?;
-    let config = TapConfig::new(&*names.tap, node.size);
-    let tap = spawn_tap(ours, config, sink)?;
+    let tap = open_tap(monitor, node, names, dir, sink)?;
     let attachment = Attachment { node: node.clone(), names: names.clone(), tap };
-    match attachment.start(monitor, theirs) {
+    match attachment.start(monitor) {
         Ok(()) => Ok(attachment),
         Err(e) => {
             attachment.tap.close();
@@ -133,18 +138,42 @@ pub fn attach<S: WriteSink>(
     }
 }
 
+/// Has QEMU open a node over a socket and serves the other end.
+fn open_tap<S: WriteSink>(
+    monitor: &dyn Monitor,
+    node: &Node,
+    names: &Names,
+    dir: &Path,
+    sink: S,
+) -> Result<TapHandle, AttachError> {
+    let (ours, server) = channel::for_qemu(monitor, &names.tap, dir)?;
+    let config = TapConfig::new(&*names.tap, node.size);
+    // `blockdev-add` returns after the handshake: somebody has to answer meanwhile.
+    let serving: Box<dyn FnOnce() -> Result<TapHandle, AttachError>> = match ours {
+        OurEnd::Connected(stream) => {
+            let tap = spawn_tap(stream, config, sink)?;
+            Box::new(move || Ok(tap))
+        }
+        OurEnd::Expected(accepting) => {
+            let serving = thread::Builder::new().name("tap-accept".into()).spawn(move || {
+                let stream = accepting.join().map_err(|_| io::Error::other("accepting panicked"))??;
+                Ok::<_, AttachError>(spawn_tap(stream, config, sink)?)
+            })?;
+            Box::new(move || serving.join().map_err(|_| io::Error::other("accepting panicked"))?)
+        }
+    };
+    monitor.execute(
+        "blockdev-add",
+        json!({
+            "driver": "nbd", "node-name": names.tap, "reconnect-delay": 0, "server": server, "export": "",
+        }),
+    )?;
+    serving()
+}
+
 impl Attachment {
-    fn start(&self, monitor: &dyn Monitor, theirs: UnixStream) -> Result<(), AttachError> {
+    fn start(&self, monitor: &dyn Monitor) -> Result<(), AttachError> {
         let names = &self.names;
-        monitor.send_fd(&names.tap, theirs.as_fd())?;
-        drop(theirs);
-        monitor.execute(
-            "blockdev-add",
-            json!({
-                "driver": "nbd", "node-name": names.tap, "reconnect-delay": 0,
-                "server": {"type": "fd", "str": names.tap}, "export": "",
-            }),
-        )?;
         monitor.execute(
             "blockdev-mirror",
             json!({

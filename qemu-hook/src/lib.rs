@@ -9,6 +9,8 @@ pub mod node;
 
 pub mod bitmap;
 
+pub mod channel;
+
 pub mod attach;
 
 pub mod tap;

@@ -7,17 +7,17 @@
 
 use std::{
     fs, io,
-    os::{
-        fd::AsFd,
-        unix::net::{UnixListener, UnixStream},
-    },
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
 };
 
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::monitor::{Monitor, MonitorError};
+use crate::{
+    channel::{self, ChannelError},
+    monitor::{Monitor, MonitorError},
+};
 
 /// Why a disk could not be opened for reading.
 #[derive(Debug, Error)]
@@ -25,8 +25,11 @@ pub enum ReadExportError {
     /// QEMU's monitor.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
-    /// The socket could not be made.
-    #[error("cannot make the socket {path} for reading the disk: {source}")]
+    /// The socket could not be made or passed.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The socket could not be connected to.
+    #[error("cannot connect to QEMU at {path}")]
     Socket {
         /// Its path.
         path: PathBuf,
@@ -54,18 +57,10 @@ impl<'m> ReadExports<'m> {
     /// # Errors
     /// [`ReadExportError`].
     pub fn start(monitor: &'m dyn Monitor, dir: &Path, tag: &str) -> Result<Self, ReadExportError> {
-        let path = dir.join(format!("read-{tag}.sock"));
-        let at = |source| ReadExportError::Socket { path: path.clone(), source };
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(e)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&path).map_err(at)?;
-        let started = Self { monitor, path: path.clone(), exports: Vec::new() };
         free_server(monitor)?;
-        let name = format!("vcdp-{tag}-listen");
-        monitor.send_fd(&name, listener.as_fd())?;
-        monitor.execute("nbd-server-start", json!({"addr": {"type": "fd", "data": {"str": name}}}))?;
+        let (path, addr) = channel::listening(monitor, &format!("vcdp-{tag}-read"), dir)?;
+        let started = Self { monitor, path, exports: Vec::new() };
+        monitor.execute("nbd-server-start", json!({"addr": addr}))?;
         Ok(started)
     }
 
@@ -116,7 +111,7 @@ pub fn clear(monitor: &dyn Monitor, name: &str) -> Result<(), MonitorError> {
     }
     free_server(monitor).or_else(|e| match e {
         ReadExportError::Monitor(e) => Err(e),
-        ReadExportError::Socket { .. } | ReadExportError::ServerInUse { .. } => Ok(()),
+        _ => Ok(()),
     })
 }
 

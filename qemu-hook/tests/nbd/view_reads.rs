@@ -112,6 +112,7 @@ fn fio_verifies_random_reads_over_several_connections() {
         "--size=16M",
         "--bs=4k",
         "--verify=crc32c",
+        "--verify_state_save=0",
         "--output-format=terse",
     ];
     let filename = format!("--filename={}", file.display());

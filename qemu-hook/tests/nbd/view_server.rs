@@ -76,7 +76,10 @@ fn connections_beyond_the_bound_are_closed_and_places_become_free_again() {
     let connect = || UnixStream::connect(server.path()).unwrap();
     let mut kept: Vec<Raw> = (0..64).map(|_| Raw::open(connect(), "vda")).collect();
     assert_eq!(server.connections(), 64);
+    let started = Instant::now();
     Raw::new(connect()).expect_end();
+    // At once, and not at the deadline of its handshake.
+    assert!(started.elapsed() < Duration::from_secs(2));
     let mut leaver = kept.pop().unwrap();
     leaver.request(raw::DISC, 0, 0, 0, 0);
     leaver.expect_end();

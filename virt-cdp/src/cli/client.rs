@@ -68,20 +68,22 @@ impl Address {
 /// A connection that is made when it is needed.
 pub(super) struct Client {
     address: Address,
-    connection: Option<Connection>,
+    api: Option<Api>,
+    waiter: Option<Waiter>,
 }
 
-struct Connection {
-    api: Api,
-    interrupt: Signal,
+/// What waits for answers, and for Ctrl-C.
+struct Waiter {
     runtime: Runtime,
+    interrupt: Signal,
 }
 
 impl Client {
     pub(super) fn new(address: Address) -> Self {
         Self {
             address,
-            connection: None,
+            api: None,
+            waiter: None,
         }
     }
 
@@ -89,19 +91,27 @@ impl Client {
         &self.address
     }
 
+    /// Heeds Ctrl-C from now on, and only what comes from now on.
+    ///
+    /// A shell calls this before each command, and before its line editor first takes the signal: what
+    /// is not there when the editor starts is not there when it gives the signal back.
+    pub(super) fn heed_interrupts(&mut self) -> CliResult {
+        let waiter = self.waiter()?;
+        let _context = waiter.runtime.enter();
+        waiter.interrupt = signal(SignalKind::interrupt()).map_err(no_start)?;
+        Ok(())
+    }
+
     /// Makes one call and waits for its answer.
     pub(super) fn call<T>(
         &mut self,
         call: impl AsyncFnOnce(&mut Api) -> Result<Response<T>, Status>,
     ) -> CliResult<T> {
-        let Connection {
-            api,
-            interrupt,
-            runtime,
-        } = self.connection()?;
+        let mut api = self.api()?;
+        let Waiter { runtime, interrupt } = self.waiter()?;
         let answer = runtime.block_on(async {
             tokio::select! {
-                answer = call(api) => answer.map_err(Ok),
+                answer = call(&mut api) => answer.map_err(Ok),
                 _ = interrupt.recv() => Err(Err(())),
             }
         });
@@ -111,7 +121,7 @@ impl Client {
                 .hint("what was asked of virtcdpd may still be done")),
             // Only a status that was made on this side has a source.
             Err(Ok(status)) if std::error::Error::source(&status).is_some() => {
-                self.connection = None;
+                self.api = None;
                 let what = format!(
                     "the connection to virtcdpd at {} was lost",
                     self.address.uri()
@@ -124,9 +134,7 @@ impl Client {
 
     /// Waits, unless Ctrl-C comes.
     pub(super) fn pause(&mut self, time: Duration) -> CliResult<Pause> {
-        let Connection {
-            interrupt, runtime, ..
-        } = self.connection()?;
+        let Waiter { runtime, interrupt } = self.waiter()?;
         Ok(runtime.block_on(async {
             tokio::select! {
                 () = tokio::time::sleep(time) => Pause::Over,
@@ -135,23 +143,42 @@ impl Client {
         }))
     }
 
-    fn connection(&mut self) -> CliResult<&mut Connection> {
-        let connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => connect(&self.address)?,
+    fn waiter(&mut self) -> CliResult<&mut Waiter> {
+        let waiter = match self.waiter.take() {
+            Some(waiter) => waiter,
+            None => Waiter::new()?,
         };
-        Ok(self.connection.insert(connection))
+        Ok(self.waiter.insert(waiter))
+    }
+
+    fn api(&mut self) -> CliResult<Api> {
+        if let Some(api) = &self.api {
+            return Ok(api.clone());
+        }
+        let api = connect(&self.address, &self.waiter()?.runtime)?;
+        Ok(self.api.insert(api).clone())
     }
 }
 
-fn connect(address: &Address) -> CliResult<Connection> {
-    let system = |error: io::Error| CliError::failure(format!("cannot start the client: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(system)?;
-    let _context = runtime.enter();
-    let interrupt = signal(SignalKind::interrupt()).map_err(system)?;
+impl Waiter {
+    fn new() -> CliResult<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(no_start)?;
+        let interrupt = {
+            let _context = runtime.enter();
+            signal(SignalKind::interrupt()).map_err(no_start)?
+        };
+        Ok(Self { runtime, interrupt })
+    }
+}
+
+fn no_start(error: io::Error) -> CliError {
+    CliError::failure(format!("cannot start the client: {error}"))
+}
+
+fn connect(address: &Address, runtime: &Runtime) -> CliResult<Api> {
     // Looked at first, as the channel's own error does not tell these apart.
     std::os::unix::net::UnixStream::connect(&address.path)
         .map_err(|error| unreachable(address, &error))?;
@@ -160,15 +187,10 @@ fn connect(address: &Address) -> CliResult<Connection> {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
+    let _context = runtime.enter();
     // The channel wants a URI with a host; nothing resolves it.
     let channel = Endpoint::from_static("http://virtcdpd").connect_with_connector_lazy(connector);
-    let api = VirtCdpClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
-    drop(_context);
-    Ok(Connection {
-        api,
-        interrupt,
-        runtime,
-    })
+    Ok(VirtCdpClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 
 fn unreachable(address: &Address, error: &io::Error) -> CliError {

@@ -3,7 +3,7 @@
 //! How: the commands themselves tell what may come next; a value called NAME, VIEW or TAKEOVER is asked
 //! of the daemon. Invariant: without a daemon there is less on offer, and nothing waits.
 
-use std::{cell::RefCell, time::Duration};
+use std::time::Duration;
 
 use clap::{Arg, Command};
 use rustyline::{
@@ -127,24 +127,19 @@ fn values(arg: &Arg, ask: &mut dyn FnMut(Names) -> Vec<String>) -> Vec<String> {
     }
 }
 
-/// Completes lines of the shell; has a connection of its own.
+/// Completes lines of the shell; connects anew for each list of names.
 pub(super) struct LineHelper {
     command: Command,
-    client: RefCell<Client>,
+    address: Address,
 }
 
 impl LineHelper {
     pub(super) fn new(command: Command, address: Address) -> Self {
-        Self {
-            command,
-            client: RefCell::new(Client::new(address)),
-        }
+        Self { command, address }
     }
 
     fn ask(&self, names: Names) -> Vec<String> {
-        let Ok(mut client) = self.client.try_borrow_mut() else {
-            return Vec::new();
-        };
+        let mut client = Client::new(self.address.clone());
         let named: Result<Vec<String>, _> = match names {
             Names::Machines => client
                 .call(async |api| in_time(api.list_machines(v1::Empty {})).await)

@@ -23,8 +23,11 @@ pub(super) struct Meter {
 }
 
 enum Face {
-    Bar(ProgressBar),
-    Lines { last: Instant },
+    /// Made when there is something to show.
+    Bar(Option<ProgressBar>),
+    Lines {
+        last: Instant,
+    },
     Silent,
 }
 
@@ -32,7 +35,7 @@ impl Meter {
     pub(super) fn new(reader: Reader) -> Self {
         let face = match reader {
             Reader::Programs => Face::Silent,
-            Reader::People if std::io::stderr().is_terminal() => Face::Bar(bar()),
+            Reader::People if std::io::stderr().is_terminal() => Face::Bar(None),
             Reader::People => Face::Lines {
                 last: Instant::now(),
             },
@@ -52,6 +55,7 @@ impl Meter {
         };
         match &mut self.face {
             Face::Bar(bar) => {
+                let bar = bar.get_or_insert_with(bar_on_stderr);
                 bar.set_message(what.clone());
                 bar.set_length(*total_bytes);
                 bar.set_position(*done_bytes);
@@ -71,13 +75,13 @@ impl Meter {
 
     /// Takes the bar away.
     pub(super) fn end(self) {
-        if let Face::Bar(bar) = self.face {
+        if let Face::Bar(Some(bar)) = self.face {
             bar.finish_and_clear();
         }
     }
 }
 
-fn bar() -> ProgressBar {
+fn bar_on_stderr() -> ProgressBar {
     let template = "{msg} [{bar:30}] {percent:>3} %  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta}";
     let style =
         ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -80,11 +80,12 @@ fn read_terminal(session: &mut Session, last: &mut Result<(), Fault>) -> CliResu
     loop {
         match editor.readline(PROMPT) {
             Ok(line) => {
+                session.client.heed_interrupts()?;
                 if matches!(execute(&line, session, last), Next::End) {
                     break;
                 }
             }
-            Err(ReadlineError::Interrupted) => {}
+            Err(ReadlineError::Interrupted | ReadlineError::Signal(_)) => {}
             Err(ReadlineError::Eof) => break,
             Err(error) => return Err(terminal(error)),
         }

@@ -8,7 +8,7 @@
 //! valid prefix of what the guest wrote.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -121,7 +121,7 @@ impl Capture {
         if let Some((reason, start)) = gap {
             recorder.open_gap(reason, start).map_err(from_harbor)?;
         }
-        let (taps, purpose) = Self::tap_all(&recorder, harbor, &running, tag).inspect_err(|_| {
+        let (taps, purpose) = Self::tap_all(&recorder, harbor, &running, tag, &dir).inspect_err(|_| {
             let _ = recorder.close();
         })?;
         let mut capture = Self {
@@ -146,6 +146,7 @@ impl Capture {
         harbor: &Harbor,
         running: &Running,
         tag: &str,
+        dir: &Path,
     ) -> ApiResult<(Vec<(VolumeId, Attachment)>, Purpose)> {
         // What is compared against, and what remembers the stream, must be there before the first write.
         let volumes = running.nodes.iter().map(|(id, _)| *id);
@@ -161,7 +162,7 @@ impl Capture {
         };
         let mut taps: Vec<(VolumeId, Attachment)> = Vec::new();
         for (id, node) in &running.nodes {
-            match Self::tap(recorder, running, tag, *id, node) {
+            match Self::tap(recorder, running, (tag, dir), *id, node) {
                 Ok(tap) => taps.push((*id, tap)),
                 Err(e) => {
                     for (_, tap) in taps {
@@ -176,10 +177,16 @@ impl Capture {
         Ok((taps, purpose))
     }
 
-    fn tap(recorder: &Recorder, running: &Running, tag: &str, id: VolumeId, node: &Node) -> ApiResult<Attachment> {
+    fn tap(
+        recorder: &Recorder,
+        running: &Running,
+        (tag, dir): (&str, &Path),
+        id: VolumeId,
+        node: &Node,
+    ) -> ApiResult<Attachment> {
         let sink = RecorderSink(recorder.volume(id).map_err(from_harbor)?);
         let bitmaps = BitmapNames::new(tag);
-        attach::attach(&*running.monitor, node, &Names::new(tag, id.0), &bitmaps, sink)
+        attach::attach(&*running.monitor, node, &Names::new(tag, id.0), &bitmaps, dir, sink)
             .map_err(|e| from_attach(&e, &node.name))
     }
 

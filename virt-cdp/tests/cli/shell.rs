@@ -1,6 +1,9 @@
 //! The shell: commands from stdin, words and quotes, and what Tab offers.
 
-use std::{io::Write as _, process::Stdio};
+use std::{
+    io::{Read as _, Write as _},
+    process::Stdio,
+};
 
 use virt_cdp::cli::{
     self,
@@ -8,7 +11,7 @@ use virt_cdp::cli::{
     words::{quote, split},
 };
 
-use crate::stage::{Ran, Stage};
+use crate::stage::{Ran, Stage, wait_for};
 
 fn fed(stage: &Stage, words: &[&str], lines: &str) -> Ran {
     let mut command = stage.command(words);
@@ -149,4 +152,79 @@ fn tab_offers_what_may_come_next() {
     for (before, partial, expected) in table {
         assert_eq!(offered(before, partial), *expected, "{before:?} {partial}");
     }
+}
+
+/// A shell on a terminal, by script(1).
+struct Typist {
+    script: std::process::Child,
+    seen: std::sync::Arc<std::sync::Mutex<String>>,
+}
+
+impl Typist {
+    fn new(stage: &Stage) -> Option<Self> {
+        if !std::path::Path::new("/usr/bin/script").exists() {
+            eprintln!("skipped: no /usr/bin/script");
+            return None;
+        }
+        let mut command = std::process::Command::new("script");
+        command.args(["-qefc", env!("CARGO_BIN_EXE_virt-cdp"), "/dev/null"]);
+        command
+            .env("VIRT_CDP_URI", &stage.socket)
+            .env("XDG_STATE_HOME", stage.dir.path());
+        command.env("TERM", "xterm").env("TZ", "UTC");
+        let mut script = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let seen = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+        let (mut from, into) = (script.stdout.take().unwrap(), seen.clone());
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = from.read(&mut bytes) {
+                into.lock()
+                    .unwrap()
+                    .push_str(&String::from_utf8_lossy(&bytes[..length]));
+            }
+        });
+        Some(Self { script, seen })
+    }
+
+    /// Types `keys` and waits until `text` is shown after it.
+    #[track_caller]
+    fn types(&mut self, keys: &str, text: &str) {
+        if !keys.is_empty() {
+            self.seen.lock().unwrap().clear();
+        }
+        self.script
+            .stdin
+            .as_mut()
+            .unwrap()
+            .write_all(keys.as_bytes())
+            .unwrap();
+        wait_for(text, || self.seen.lock().unwrap().contains(text));
+    }
+}
+
+#[test]
+fn on_a_terminal_there_are_completion_history_and_ctrl_c() {
+    let stage = Stage::new();
+    let Some(mut typist) = Typist::new(&stage) else {
+        return;
+    };
+    typist.types("", "virt-cdp # ");
+    typist.types("info w\t\r", "Harbor:");
+    typist.types("", "virt-cdp # ");
+    typist.types("export slow --at lat\t /out\r", "10.00 GiB");
+    typist.types("\u{3}", "error: the export was cancelled");
+    typist.types("", "virt-cdp # ");
+    typist.types("point-l\t web1\r", "(there are older ones)");
+    typist.types("", "virt-cdp # ");
+    typist.types("quit\r", "quit");
+    assert!(typist.script.wait().unwrap().success());
+    let history = std::fs::read_to_string(stage.dir.path().join("virt-cdp/history")).unwrap();
+    assert!(
+        history.contains("export slow --at latest") && history.contains("point-list"),
+        "{history}"
+    );
 }
