@@ -13,6 +13,8 @@ mod connection;
 mod descriptors;
 #[path = "driver/discovery.rs"]
 mod discovery;
+#[path = "driver/guest.rs"]
+mod guest;
 #[path = "driver/host.rs"]
 mod host;
 #[path = "driver/takeover.rs"]

@@ -109,10 +109,22 @@ pub(crate) struct Server(Child);
 impl Server {
     /// Serves a raw image read-only over NBD on a unix socket, at most 16 MiB a second.
     pub(crate) fn nbd(image: &Path, socket: &Path, export: &str) -> Self {
-        let image = format!(
-            "driver=raw,file.driver=throttle,file.throttle-group=slow,file.file.driver=file,file.file.filename={}",
-            image.display()
-        );
+        let slow = "driver=raw,file.driver=throttle,file.throttle-group=slow,file.file.driver=file";
+        let image = format!("{slow},file.file.filename={}", image.display());
+        let group = "throttle-group,id=slow,x-bps-total=16777216";
+        Self::serve(&["--object", group, "--image-opts", &image], socket, export)
+    }
+
+    /// Serves a qcow2 image's contents.
+    pub(crate) fn nbd_at_full_speed(image: &Path, socket: &Path, export: &str) -> Self {
+        Self::serve(
+            &["--format", "qcow2", image.to_str().unwrap()],
+            socket,
+            export,
+        )
+    }
+
+    fn serve(image: &[&str], socket: &Path, export: &str) -> Self {
         let _ = std::fs::remove_file(socket);
         let child = Command::new("qemu-nbd")
             .args([
@@ -124,17 +136,11 @@ impl Server {
                 "--socket",
             ])
             .arg(socket)
-            .args([
-                "--object",
-                "throttle-group,id=slow,x-bps-total=16777216",
-                "--image-opts",
-                &image,
-            ])
+            .args(image)
             .spawn()
             .unwrap();
         wait("the NBD server's socket", || socket.exists());
-        let owner = libvirt_driver::qemu_user::qemu_identity();
-        if let Some(owner) = owner {
+        if let Some(owner) = libvirt_driver::qemu_user::qemu_identity() {
             std::os::unix::fs::chown(socket, Some(owner.uid), Some(owner.gid)).unwrap();
         }
         Self(child)
