@@ -5,7 +5,7 @@
 //! all buffers alive are counted in a [`Budget`]; who asks for more than is left waits, first come
 //! first served, so that a large request is not starved by small ones.
 //!
-//! Invariant: bytes in use exceed the limit only by what [`Budget::force`] took, which its callers
+//! Invariant: bytes in use exceed the limit only by what `Budget::force` took, which its callers
 //! bound.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

@@ -26,7 +26,7 @@ pub mod buffer;
 pub mod recorder;
 
 pub mod format;
-pub mod journal;
+mod journal;
 
 pub mod base;
 pub mod qcow2;

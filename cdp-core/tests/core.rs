@@ -1,5 +1,7 @@
 //! The core as a whole: what is appended is what is viewed, whatever happens in between.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 #[path = "core/harness.rs"]
 mod harness;
 

@@ -81,7 +81,11 @@ fn fail_and_open_again(fault: Fault, ack_rule: AckRule) {
         0,
         "{context}: all buffers are given back"
     );
-    assert_eq!(machine.harbor.points(), [good.clone()], "{context}");
+    assert_eq!(
+        machine.harbor.points(),
+        std::slice::from_ref(&good),
+        "{context}"
+    );
 
     let dir = machine.dir();
     let home = machine.home;

@@ -145,7 +145,7 @@ fn an_abandoned_seed_leaves_nothing_and_its_stale_writes_do_not_count() {
         &expected,
         "the second seed",
     );
-    assert_eq!(harbor.points(), [point.clone()]);
+    assert_eq!(harbor.points(), std::slice::from_ref(&point));
     assert_eq!(
         segments(&dir).len(),
         1,
