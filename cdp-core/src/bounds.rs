@@ -55,6 +55,9 @@ pub const XML_MAX: u64 = 4 * 1024 * 1024;
 /// Longest `machine.toml` that is read.
 pub const DESCRIPTION_MAX: u64 = 4 * 1024 * 1024;
 
+/// How long a lock that looks taken is asked for again.
+pub const LOCK_PATIENCE: Duration = Duration::from_millis(250);
+
 /// Largest volume; seeding it in full takes 64 MiB of memory per TiB for its tables.
 pub const VOLUME_SIZE_MAX: u64 = 64 << 40;
 /// Most volumes of one machine.

@@ -6,11 +6,14 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::{OpenMode, Storage, StorageFile};
+use crate::bounds::LOCK_PATIENCE;
 
 /// Most parts the kernel takes in one call.
 const PARTS_MAX: usize = 1024;
@@ -68,10 +71,18 @@ impl Storage for RealStorage {
             .truncate(false)
             .mode(0o600)
             .open(path)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Box::new(file))),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(errno) => Err(errno.into()),
+        // A child that this process is just starting holds the lock too, until it has become
+        // another program: so a lock that was let go may look taken for a moment.
+        let patience = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(Box::new(file))),
+                Err(Errno::WOULDBLOCK) if Instant::now() < patience => {
+                    thread::sleep(LOCK_PATIENCE / 50);
+                }
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+            }
         }
     }
 }
