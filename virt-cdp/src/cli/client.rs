@@ -155,7 +155,8 @@ impl Client {
         if let Some(api) = &self.api {
             return Ok(api.clone());
         }
-        let api = connect(&self.address, &self.waiter()?.runtime)?;
+        let address = self.address.clone();
+        let api = connect(&address, &self.waiter()?.runtime)?;
         Ok(self.api.insert(api).clone())
     }
 }

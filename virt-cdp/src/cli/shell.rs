@@ -60,6 +60,7 @@ fn read_lines(session: &mut Session, last: &mut Result<(), Fault>) -> CliResult 
 }
 
 fn read_terminal(session: &mut Session, last: &mut Result<(), Fault>) -> CliResult {
+    session.client.heed_interrupts()?;
     let terminal =
         |error: ReadlineError| CliError::failure(format!("cannot use the terminal: {error}"));
     let config = rustyline::Config::builder()

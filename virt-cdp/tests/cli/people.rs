@@ -152,8 +152,9 @@ fn options_reach_the_engine() {
     assert!(
         relative
             .current_dir(stage.dir.path())
-            .status()
+            .output()
             .unwrap()
+            .status
             .success()
     );
     let dir = stage.dir.path().join("out");
