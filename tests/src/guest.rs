@@ -101,6 +101,11 @@ impl Guest {
         }
     }
 
+    /// Has QEMU write out all it holds of the disks, so that the image files can be looked at from outside.
+    pub fn flush(&self) {
+        self.sh("sync; for disk in /dev/vd?; do dd if=/dev/zero of=$disk count=0 conv=fsync,notrunc 2>/dev/null || exit 1; done");
+    }
+
     /// Runs virsh, which has to go well.
     pub fn virsh(&self, arguments: &[&str]) -> String {
         let mut all = vec!["-q", "-c", LIBVIRT];

@@ -1,7 +1,9 @@
 //! qemu-storage-daemon in the place of a guest: the same block layer, no emulation noise.
 //!
 //! Two QMP sockets: one is the product's, one the test's. Writers reach the nodes over NBD, which is
-//! started after the seed, as QEMU has one NBD server and the seed needs it.
+//! started after the seed, as QEMU has one NBD server and the seed needs it. An export that is made while a
+//! mirror runs has to be put on the mirror's filter: on the node itself it would bypass the mirror, which a
+//! guest's disk, being there before, never does.
 
 use std::{
     fs,
@@ -62,9 +64,15 @@ impl StorageDaemon {
         let path = self.dir.join("nbd.sock");
         let addr = json!({"type": "unix", "data": {"path": path}});
         self.control.execute("nbd-server-start", json!({"addr": addr})).expect("an NBD server");
+        let nodes = self.control.execute("query-named-block-nodes", json!({"flat": true})).expect("the nodes");
+        let nodes = nodes.as_array().expect("a list").iter();
+        let mut filters: Vec<&str> =
+            nodes.filter(|n| n["drv"] == "mirror_top").filter_map(|n| n["node-name"].as_str()).collect();
+        filters.sort_unstable();
         for number in 0..disks {
             let name = format!("disk{number}");
-            let export = json!({"type": "nbd", "id": format!("w{number}"), "node-name": name, "name": name, "writable": true});
+            let node = filters.get(number).copied().unwrap_or(&name);
+            let export = json!({"type": "nbd", "id": format!("w{number}"), "node-name": node, "name": name, "writable": true});
             self.control.execute("block-export-add", export).expect("an export");
         }
         path
@@ -73,6 +81,12 @@ impl StorageDaemon {
     /// Ends the serving of [`serve`](Self::serve).
     pub fn stop_serving(&self) {
         self.control.execute("nbd-server-stop", json!(null)).expect("the NBD server stops");
+    }
+
+    /// Ends the storage daemon in good order: the images are whole afterwards.
+    pub fn quit(&mut self) {
+        let _ = self.control.execute("quit", json!(null));
+        self.child.wait().expect("it ends");
     }
 
     /// Path of image number `at`.

@@ -8,6 +8,9 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// The newest point shows the disk byte for byte as its image file has it. The guest must not write.
 fn newest_equals(daemon: &Daemon, guest: &Guest, name: &str) {
+    if guest.state() == "running" {
+        guest.flush();
+    }
     let view = daemon.json(&["view-open", name, "--at", "latest"]);
     for (at, volume) in view["volumes"].as_array().expect("volumes").iter().enumerate() {
         let image = guest.image(at).display().to_string();

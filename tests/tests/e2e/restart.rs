@@ -10,6 +10,7 @@ use virt_cdp_tests::{daemon::Daemon, guest::Guest, must, needs_libvirt, run, uni
 const SOON: Duration = Duration::from_secs(60);
 
 fn same_as_live(daemon: &Daemon, guest: &Guest, name: &str) {
+    guest.flush();
     daemon.ok(&["point-create", name]);
     let view = daemon.json(&["view-open", name, "--at", "latest"]);
     let image = guest.image(0).display().to_string();
@@ -95,6 +96,7 @@ fn killed_during_an_export_nothing_half_is_left_and_it_works_again() {
     let name = unique("exp");
     let guest = Guest::start(&name, &[("qcow2", 512 << 20)]);
     guest.sh("dd if=/dev/urandom of=/dev/vda bs=1M count=256 oflag=direct");
+    guest.flush();
     let mut daemon = Daemon::start();
     daemon.ok(&["protect", &name]);
     let dir = daemon.dir.join("export");

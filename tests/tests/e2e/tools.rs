@@ -13,7 +13,7 @@ fn machine(daemon: &Daemon) -> (StorageDaemon, String) {
     daemon.ok(&["protect", &name, "--qmp", &storage.qmp().display().to_string(), "--node", "disk0"]);
     let socket = storage.serve(1);
     let uri = format!("nbd+unix:///disk0?socket={}", socket.display());
-    fio(&uri, &["--rw=randwrite", "--do_verify=0", "--iodepth=16"]);
+    fio(&uri, &["--rw=randwrite", "--do_verify=0", "--iodepth=16", "--end_fsync=1"]);
     storage.stop_serving();
     daemon.ok(&["point-create", &name]);
     (storage, name)
@@ -21,7 +21,7 @@ fn machine(daemon: &Daemon) -> (StorageDaemon, String) {
 
 fn fio(uri: &str, more: &[&str]) -> String {
     let uri = format!("--uri={uri}");
-    let mut all = vec!["--name=t", "--ioengine=nbd", &uri, "--bs=4k", "--size=16m", "--verify=crc32c", "--randseed=7"];
+    let mut all = vec!["--name=t", "--ioengine=nbd", &uri, "--bs=4k", "--size=16m", "--verify=crc32c", "--verify_state_save=0", "--randseed=7"];
     all.extend(more);
     must("fio", &all)
 }
