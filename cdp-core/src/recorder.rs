@@ -109,12 +109,10 @@ pub struct RecorderStats {
 impl Recorder {
     /// Begins a segment and starts the writer.
     pub(crate) fn start(shared: &Arc<Shared>) -> Result<Recorder> {
+        end_earlier(shared)?;
         let mut slot = shared.recording();
-        if let Some(earlier) = slot.upgrade() {
-            if earlier.is_running() {
-                return Err(HarborError::Busy("a recording"));
-            }
-            earlier.close()?;
+        if slot.upgrade().is_some_and(|other| other.is_running()) {
+            return Err(HarborError::Busy("a recording"));
         }
         let budget = Budget::new(shared.options.buffer_bytes);
         let sequencer = Arc::new(sequencer(shared, &budget)?);
@@ -263,6 +261,20 @@ impl Recorder {
     /// The recording has failed, now or before.
     pub fn close(&self) -> Result<()> {
         self.recording.close()
+    }
+}
+
+/// Waits until the writer of an earlier recording has ended; whether it failed is in the catalog.
+///
+/// # Errors
+/// [`HarborError::Busy`] if that recording still runs.
+pub(crate) fn end_earlier(shared: &Shared) -> Result<()> {
+    // The lock is let go at once: who is told of a failure, by the writer, may ask for it.
+    let earlier = shared.recording().upgrade();
+    match earlier {
+        Some(earlier) if earlier.is_running() => Err(HarborError::Busy("a recording")),
+        Some(earlier) => earlier.close().or(Ok(())),
+        None => Ok(()),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::journal::recovery;
 use crate::machine::{MachineDescription, VolumeDescription, VolumeId};
 use crate::point::{Seq, XmlVersion};
 use crate::qcow2::Qcow2Reader;
-use crate::recorder::Recording;
+use crate::recorder::{Recording, end_earlier};
 use crate::storage::replace::remove_if_there;
 use crate::storage::{OpenMode, Storage};
 use crate::view::image::Plan;
@@ -82,6 +82,7 @@ impl Shared {
 
     /// Recovers the journal again, after a recording has failed.
     pub(crate) fn recover(&self) -> Result<RecoveryReport> {
+        end_earlier(self)?;
         let recording = self.recording();
         if recording.upgrade().is_some_and(|one| one.is_running()) {
             return Err(HarborError::Busy("a recording"));

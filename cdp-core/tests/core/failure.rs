@@ -163,3 +163,38 @@ fn a_full_disk_is_told_as_that() {
     write(&recorder, 0, 0, b"space again");
     recorder.sync().unwrap();
 }
+
+#[test]
+fn a_failed_journal_is_put_right_in_place() {
+    let storage = Arc::new(FaultyStorage::new());
+    let options = Options {
+        storage: Arc::clone(&storage) as _,
+        ..Options::default()
+    };
+    let machine = machine(&[64 * KIB], options);
+    assert!(matches!(
+        machine.harbor.recover(),
+        Err(HarborError::Busy(_))
+    ));
+    machine.write(0, 0, b"kept");
+    let good = machine.recorder.point(Grade::Crash, None).unwrap();
+    storage.inject(Fault::Write {
+        after: 0,
+        torn: 700,
+        errno: ENOSPC,
+    });
+    machine.write(0, 0, b"lost");
+    assert!(machine.recorder.sync().is_err());
+    assert!(machine.harbor.record().is_err() && machine.harbor.failure().is_some());
+    let report = machine.harbor.recover().unwrap();
+    assert!(
+        report.cut.is_some() && report.head == good.seq,
+        "{report:?}"
+    );
+    // The handle on the failed recording is still there, and stays failed.
+    let recorder = machine.harbor.record().unwrap();
+    assert!(machine.recorder.sync().is_err());
+    write(&recorder, 0, 0, b"next");
+    let next = recorder.point(Grade::Crash, None).unwrap();
+    assert_eq!(machine.harbor.points(), [good, next]);
+}

@@ -114,3 +114,40 @@ fn a_crash_at_any_byte_leaves_a_prefix() {
         "nothing is lost of the whole file"
     );
 }
+
+#[test]
+fn a_tail_with_holes_is_cut_at_the_first() {
+    let mut chance = Chance::new(31);
+    let mut model = Model::new(&SIZES);
+    let machine = machine(&SIZES, Options::default());
+    while model.points.len() < 8 {
+        model.step(&machine.recorder, &mut chance);
+    }
+    machine.recorder.sync().unwrap();
+    let home = TempDir::new().unwrap();
+    let crashed = home.path().join("crashed");
+    crash_image(&machine.dir(), &crashed);
+    let last = segments(&crashed).pop().unwrap();
+    let whole = fs::read(&last).unwrap();
+    let blocks = whole.len() as u64 / 512;
+    let mut cuts = 0;
+    for round in 0..60 {
+        // The storage wrote what lies behind, but not this sector.
+        let sector = (8 + chance.below(blocks - 8)) as usize * 512;
+        let mut torn = whole.clone();
+        torn[sector..sector + 512].fill(0);
+        fs::write(&last, &torn).unwrap();
+        let (harbor, report) = Harbor::open(&crashed, Options::default()).unwrap();
+        let mut kept = model.clone();
+        kept.points.retain(|_, (point, _)| point.seq <= report.head);
+        kept.check(&harbor, &format!("round {round}, sector at {sector}"));
+        let cut = report.cut.unwrap();
+        assert!(
+            cut.bytes == 0 || cut.bytes >= (whole.len() - sector) as u64,
+            "{cut:?}"
+        );
+        assert!(cut.bytes > 0 || torn == whole, "round {round}: {cut:?}");
+        cuts += u64::from(cut.bytes > 0);
+    }
+    assert!(cuts > 30, "{cuts} of 60 holes were cut");
+}
