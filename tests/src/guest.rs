@@ -18,6 +18,8 @@ pub struct Guest {
     /// Its name.
     pub name: String,
     dir: Option<PathBuf>,
+    /// Whether the domain goes when this handle does.
+    owned: bool,
 }
 
 impl Guest {
@@ -32,7 +34,7 @@ impl Guest {
             options.push("--disk".to_owned());
             options.push(format!("{image}:{format}"));
         }
-        let guest = Self { name: name.to_owned(), dir: Some(dir.clone()) };
+        let guest = Self { name: name.to_owned(), dir: Some(dir.clone()), owned: true };
         let script = repository().join("tests/guest/domain-xml");
         let mut arguments = vec!["small", name];
         arguments.extend(options.iter().map(String::as_str));
@@ -44,9 +46,14 @@ impl Guest {
         guest
     }
 
-    /// A guest that something else made, such as a takeover; it is not removed by this handle.
+    /// Another handle on a guest; it is not removed by this one.
     pub fn existing(name: &str) -> Self {
-        Self { name: name.to_owned(), dir: None }
+        Self { name: name.to_owned(), dir: None, owned: false }
+    }
+
+    /// A guest that the product made, such as a takeover; it is removed should the product not do it.
+    pub fn adopted(name: &str) -> Self {
+        Self { name: name.to_owned(), dir: None, owned: true }
     }
 
     /// Starts the domain and waits until commands run in it.
@@ -139,10 +146,14 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        let Some(dir) = &self.dir else { return };
+        if !self.owned {
+            return;
+        }
         run("virsh", &["-q", "-c", LIBVIRT, "destroy", &self.name]);
         run("virsh", &["-q", "-c", LIBVIRT, "undefine", &self.name, "--nvram"]);
-        let _ = fs::remove_dir_all(dir);
+        if let Some(dir) = &self.dir {
+            let _ = fs::remove_dir_all(dir);
+        }
     }
 }
 

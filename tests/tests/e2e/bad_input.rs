@@ -86,7 +86,6 @@ fn a_harbor_that_cannot_be_written() {
         return;
     }
     let storage = StorageDaemon::start(&[("raw", 64 << 20)]);
-    must("qemu-io", &["-U", "-f", "raw", "-c", "read 0 512", storage.image(0).to_str().expect("plain")]);
     let socket = storage.serve(1);
     let uri = format!("nbd+unix:///disk0?socket={}", socket.display());
     must("qemu-io", &["-f", "raw", "-c", "write -P 7 0 48M", &uri]);
