@@ -9,6 +9,8 @@ mod harness;
 mod back_pressure;
 #[path = "core/damage.rs"]
 mod damage;
+#[path = "core/durable.rs"]
+mod durable;
 #[path = "core/export.rs"]
 mod export;
 #[path = "core/failure.rs"]
