@@ -125,7 +125,11 @@ pub fn attach<S: WriteSink>(
     bitmap::ensure(monitor, node, bitmaps)?;
 
     let tap = open_tap(monitor, node, names, dir, sink)?;
-    let attachment = Attachment { node: node.clone(), names: names.clone(), tap };
+    let attachment = Attachment {
+        node: node.clone(),
+        names: names.clone(),
+        tap,
+    };
     match attachment.start(monitor) {
         Ok(()) => Ok(attachment),
         Err(e) => {
@@ -155,11 +159,19 @@ fn open_tap<S: WriteSink>(
             Box::new(move || Ok(tap))
         }
         OurEnd::Expected(accepting) => {
-            let serving = thread::Builder::new().name("tap-accept".into()).spawn(move || {
-                let stream = accepting.join().map_err(|_| io::Error::other("accepting panicked"))??;
-                Ok::<_, AttachError>(spawn_tap(stream, config, sink)?)
-            })?;
-            Box::new(move || serving.join().map_err(|_| io::Error::other("accepting panicked"))?)
+            let serving = thread::Builder::new()
+                .name("tap-accept".into())
+                .spawn(move || {
+                    let stream = accepting
+                        .join()
+                        .map_err(|_| io::Error::other("accepting panicked"))??;
+                    Ok::<_, AttachError>(spawn_tap(stream, config, sink)?)
+                })?;
+            Box::new(move || {
+                serving
+                    .join()
+                    .map_err(|_| io::Error::other("accepting panicked"))?
+            })
         }
     };
     monitor.execute(
@@ -188,14 +200,19 @@ impl Attachment {
             match job(monitor, &names.job)? {
                 Some(j) if j["ready"] == true || j["status"] == "ready" => return Ok(()),
                 Some(_) if Instant::now() < give_up => thread::sleep(JOB_POLL),
-                Some(j) => return Err(self.mirror_error(format!("did not become ready: {}", j["status"]))),
+                Some(j) => {
+                    return Err(self.mirror_error(format!("did not become ready: {}", j["status"])));
+                }
                 None => return Err(self.mirror_error("ended at once".into())),
             }
         }
     }
 
     fn mirror_error(&self, what: String) -> AttachError {
-        AttachError::Mirror { node: self.node.name.clone(), what }
+        AttachError::Mirror {
+            node: self.node.name.clone(),
+            what,
+        }
     }
 
     /// True once the tap has ended, for whatever reason; a lost tap never comes back by itself.
@@ -254,7 +271,11 @@ fn refuse_busy(monitor: &dyn Monitor, node: &Node) -> Result<(), AttachError> {
         // `device` is the job's own id for node-level jobs; a libvirt job names the disk's job so.
         let on_node = j["device"] == node.name.as_str() || busy_on(monitor, j, &node.name)?;
         if on_node {
-            return Err(AttachError::Busy { node: node.name.clone(), job: text(&j["device"]), kind: text(&j["type"]) });
+            return Err(AttachError::Busy {
+                node: node.name.clone(),
+                job: text(&j["device"]),
+                kind: text(&j["type"]),
+            });
         }
     }
     Ok(())
@@ -268,20 +289,34 @@ fn busy_on(monitor: &dyn Monitor, job: &Value, node: &str) -> Result<bool, Monit
         Err(e) => return Err(e),
     };
     let id_of = |kind: &str, name: &Value| {
-        graph["nodes"].as_array().into_iter().flatten()
+        graph["nodes"]
+            .as_array()
+            .into_iter()
+            .flatten()
             .find(|n| n["type"] == kind && n["name"] == *name)
             .and_then(|n| n["id"].as_u64())
     };
-    let (Some(job), Some(node)) = (id_of("block-job", &job["device"]), id_of("block-driver", &json!(node))) else {
+    let (Some(job), Some(node)) = (
+        id_of("block-job", &job["device"]),
+        id_of("block-driver", &json!(node)),
+    ) else {
         return Ok(false);
     };
     let edges = graph["edges"].as_array();
-    Ok(edges.into_iter().flatten().any(|e| e["parent"] == job && e["child"] == node))
+    Ok(edges
+        .into_iter()
+        .flatten()
+        .any(|e| e["parent"] == job && e["child"] == node))
 }
 
 fn job(monitor: &dyn Monitor, id: &str) -> Result<Option<Value>, MonitorError> {
     let jobs = monitor.execute("query-block-jobs", Value::Null)?;
-    Ok(jobs.as_array().into_iter().flatten().find(|j| j["device"] == id).cloned())
+    Ok(jobs
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|j| j["device"] == id)
+        .cloned())
 }
 
 /// Cancels job `id` and waits until it is gone; `force` gives up what is under way.
@@ -293,7 +328,10 @@ fn end_job(monitor: &dyn Monitor, id: &str, force: bool) -> Result<(), AttachErr
     let give_up = Instant::now() + JOB_DEADLINE;
     while let Some(j) = job(monitor, id)? {
         if Instant::now() >= give_up {
-            return Err(AttachError::Mirror { node: id.to_owned(), what: format!("does not end: {}", j["status"]) });
+            return Err(AttachError::Mirror {
+                node: id.to_owned(),
+                what: format!("does not end: {}", j["status"]),
+            });
         }
         thread::sleep(JOB_POLL);
     }

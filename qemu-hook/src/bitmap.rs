@@ -28,7 +28,10 @@ impl BitmapNames {
     /// Names the bitmaps of the machine whose tag is `tag`; the image may be moved between hosts,
     /// so the names do not depend on anything of this one.
     pub fn new(tag: &str) -> Self {
-        Self { current: format!("virt-cdp-{tag}"), previous: format!("virt-cdp-{tag}-prev") }
+        Self {
+            current: format!("virt-cdp-{tag}"),
+            previous: format!("virt-cdp-{tag}-prev"),
+        }
     }
 }
 
@@ -41,7 +44,11 @@ struct Found {
 
 fn find(monitor: &dyn Monitor, node: &str) -> Result<Vec<Found>, MonitorError> {
     let answer = monitor.execute("query-named-block-nodes", json!({"flat": true}))?;
-    let node = answer.as_array().into_iter().flatten().find(|n| n["node-name"] == node);
+    let node = answer
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|n| n["node-name"] == node);
     let bitmaps = node.and_then(|n| n["dirty-bitmaps"].as_array());
     Ok(bitmaps
         .into_iter()
@@ -58,7 +65,10 @@ fn find(monitor: &dyn Monitor, node: &str) -> Result<Vec<Found>, MonitorError> {
 /// # Errors
 /// [`MonitorError`].
 pub fn ensure(monitor: &dyn Monitor, node: &Node, names: &BitmapNames) -> Result<(), MonitorError> {
-    if let Some(b) = find(monitor, &node.name)?.iter().find(|b| b.name == names.current) {
+    if let Some(b) = find(monitor, &node.name)?
+        .iter()
+        .find(|b| b.name == names.current)
+    {
         if b.usable {
             return Ok(());
         }
@@ -73,7 +83,11 @@ pub fn ensure(monitor: &dyn Monitor, node: &Node, names: &BitmapNames) -> Result
     match add(node.persistent_bitmaps) {
         Ok(_) => Ok(()),
         Err(MonitorError::Refused { desc, .. }) if node.persistent_bitmaps => {
-            tracing::warn!(node = node.name, reason = desc, "the bitmap cannot be stored in the image; kept in memory");
+            tracing::warn!(
+                node = node.name,
+                reason = desc,
+                "the bitmap cannot be stored in the image; kept in memory"
+            );
             add(false).map(|_| ())
         }
         Err(e) => Err(e),
@@ -86,10 +100,17 @@ pub fn ensure(monitor: &dyn Monitor, node: &Node, names: &BitmapNames) -> Result
 ///
 /// # Errors
 /// [`MonitorError`]; a refused rotation changed nothing.
-pub fn rotate(monitor: &dyn Monitor, nodes: &[String], names: &BitmapNames) -> Result<(), MonitorError> {
+pub fn rotate(
+    monitor: &dyn Monitor,
+    nodes: &[String],
+    names: &BitmapNames,
+) -> Result<(), MonitorError> {
     let mut actions = Vec::new();
     for node in nodes {
-        if !find(monitor, node)?.iter().any(|b| b.name == names.previous) {
+        if !find(monitor, node)?
+            .iter()
+            .any(|b| b.name == names.previous)
+        {
             actions.push(json!({"type": "block-dirty-bitmap-add", "data": {
                 "node": node, "name": names.previous, "granularity": GRANULARITY, "disabled": true}}));
         }
@@ -98,22 +119,34 @@ pub fn rotate(monitor: &dyn Monitor, nodes: &[String], names: &BitmapNames) -> R
         actions.push(json!({"type": "block-dirty-bitmap-clear", "data": {
             "node": node, "name": names.current}}));
     }
-    monitor.execute("transaction", json!({"actions": actions})).map(|_| ())
+    monitor
+        .execute("transaction", json!({"actions": actions}))
+        .map(|_| ())
 }
 
 /// Drops B_prev of all `nodes`: the journal is on stable storage past the last rotation.
 ///
 /// # Errors
 /// [`MonitorError`].
-pub fn drop_previous(monitor: &dyn Monitor, nodes: &[String], names: &BitmapNames) -> Result<(), MonitorError> {
-    nodes.iter().try_for_each(|node| remove_one(monitor, node, &names.previous))
+pub fn drop_previous(
+    monitor: &dyn Monitor,
+    nodes: &[String],
+    names: &BitmapNames,
+) -> Result<(), MonitorError> {
+    nodes
+        .iter()
+        .try_for_each(|node| remove_one(monitor, node, &names.previous))
 }
 
 /// Removes both bitmaps of all `nodes`, as when a machine is no longer protected.
 ///
 /// # Errors
 /// [`MonitorError`].
-pub fn remove(monitor: &dyn Monitor, nodes: &[String], names: &BitmapNames) -> Result<(), MonitorError> {
+pub fn remove(
+    monitor: &dyn Monitor,
+    nodes: &[String],
+    names: &BitmapNames,
+) -> Result<(), MonitorError> {
     for node in nodes {
         remove_one(monitor, node, &names.previous)?;
         remove_one(monitor, node, &names.current)?;
@@ -125,7 +158,12 @@ fn remove_one(monitor: &dyn Monitor, node: &str, name: &str) -> Result<(), Monit
     if !find(monitor, node)?.iter().any(|b| b.name == name) {
         return Ok(());
     }
-    monitor.execute("block-dirty-bitmap-remove", json!({"node": node, "name": name})).map(|_| ())
+    monitor
+        .execute(
+            "block-dirty-bitmap-remove",
+            json!({"node": node, "name": name}),
+        )
+        .map(|_| ())
 }
 
 /// Waits until every write that QEMU has begun has reached the tap (QMP `transaction` drains).
@@ -133,5 +171,7 @@ fn remove_one(monitor: &dyn Monitor, node: &str, name: &str) -> Result<(), Monit
 /// # Errors
 /// [`MonitorError`].
 pub fn drain(monitor: &dyn Monitor) -> Result<(), MonitorError> {
-    monitor.execute("transaction", json!({"actions": Value::Array(Vec::new())})).map(|_| ())
+    monitor
+        .execute("transaction", json!({"actions": Value::Array(Vec::new())}))
+        .map(|_| ())
 }

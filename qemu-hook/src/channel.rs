@@ -31,7 +31,11 @@ pub(crate) enum OurEnd {
 }
 
 /// Makes a socket of which QEMU can take one end; returns ours and the address for QEMU.
-pub(crate) fn for_qemu(monitor: &dyn Monitor, name: &str, dir: &Path) -> Result<(OurEnd, Value), ChannelError> {
+pub(crate) fn for_qemu(
+    monitor: &dyn Monitor,
+    name: &str,
+    dir: &Path,
+) -> Result<(OurEnd, Value), ChannelError> {
     let (ours, theirs) = UnixStream::pair()?;
     if pass(monitor, name, theirs.as_fd())? {
         return Ok((OurEnd::Connected(ours), json!({"type": "fd", "str": name})));
@@ -45,18 +49,28 @@ pub(crate) fn for_qemu(monitor: &dyn Monitor, name: &str, dir: &Path) -> Result<
             accepted
         }
     })?;
-    Ok((OurEnd::Expected(accept), json!({"type": "unix", "path": path})))
+    Ok((
+        OurEnd::Expected(accept),
+        json!({"type": "unix", "path": path}),
+    ))
 }
 
 /// Gives QEMU a listening socket; returns its path for us to connect to, and the address for QEMU.
-pub(crate) fn listening(monitor: &dyn Monitor, name: &str, dir: &Path) -> Result<(PathBuf, Value), ChannelError> {
+pub(crate) fn listening(
+    monitor: &dyn Monitor,
+    name: &str,
+    dir: &Path,
+) -> Result<(PathBuf, Value), ChannelError> {
     let (listener, path) = listen(dir, name)?;
     if pass(monitor, name, listener.as_fd())? {
         return Ok((path, json!({"type": "fd", "data": {"str": name}})));
     }
     drop(listener);
     fs::remove_file(&path)?;
-    Ok((path.clone(), json!({"type": "unix", "data": {"path": path}})))
+    Ok((
+        path.clone(),
+        json!({"type": "unix", "data": {"path": path}}),
+    ))
 }
 
 /// Why a socket could not be made or passed.
@@ -71,7 +85,11 @@ pub enum ChannelError {
 }
 
 /// Passes a descriptor; false where QEMU knows no `getfd`.
-fn pass(monitor: &dyn Monitor, name: &str, fd: std::os::fd::BorrowedFd<'_>) -> Result<bool, MonitorError> {
+fn pass(
+    monitor: &dyn Monitor,
+    name: &str,
+    fd: std::os::fd::BorrowedFd<'_>,
+) -> Result<bool, MonitorError> {
     match monitor.send_fd(name, fd) {
         Ok(()) => Ok(true),
         Err(MonitorError::Refused { class, .. }) if class == "CommandNotFound" => Ok(false),

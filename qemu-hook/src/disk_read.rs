@@ -86,10 +86,12 @@ fn read_window<E>(
         take(offset, piece).map_err(ReadError::Taker)?;
         step(progress, len)
     };
-    client.read_ranges(&to_read, CHUNK, DEPTH, &mut take_read).map_err(|e| match e {
-        RangeError::Nbd(e) => ReadError::Nbd(e),
-        RangeError::Taker(e) => e,
-    })?;
+    client
+        .read_ranges(&to_read, CHUNK, DEPTH, &mut take_read)
+        .map_err(|e| match e {
+            RangeError::Nbd(e) => ReadError::Nbd(e),
+            RangeError::Taker(e) => e,
+        })?;
     if at == window.start {
         let doing = "asking for the allocation";
         return Err(ReadError::Nbd(NbdError::Io {
@@ -101,5 +103,9 @@ fn read_window<E>(
 }
 
 fn step<E>(progress: &impl Fn(u64) -> bool, bytes: u64) -> Result<(), ReadError<E>> {
-    if progress(bytes) { Ok(()) } else { Err(ReadError::Cancelled) }
+    if progress(bytes) {
+        Ok(())
+    } else {
+        Err(ReadError::Cancelled)
+    }
 }

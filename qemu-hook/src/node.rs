@@ -52,7 +52,10 @@ pub fn devices(monitor: &dyn Monitor) -> Result<Vec<Device>, MonitorError> {
     let mut found = Vec::new();
     for device in answer.as_array().into_iter().flatten() {
         let name = device_name(device);
-        found.push(Device { verdict: judge_device(monitor, device)?, name });
+        found.push(Device {
+            verdict: judge_device(monitor, device)?,
+            name,
+        });
     }
     Ok(found)
 }
@@ -63,7 +66,11 @@ pub fn devices(monitor: &dyn Monitor) -> Result<Vec<Device>, MonitorError> {
 /// [`MonitorError`].
 pub fn inspect(monitor: &dyn Monitor, name: &str) -> Result<Verdict, MonitorError> {
     let answer = monitor.execute("query-named-block-nodes", serde_json::json!({"flat": true}))?;
-    let node = answer.as_array().into_iter().flatten().find(|n| n["node-name"] == name);
+    let node = answer
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|n| n["node-name"] == name);
     Ok(node.map_or_else(
         || Verdict::Refused(format!("QEMU has no block node '{name}'")),
         judge_node,
@@ -90,7 +97,9 @@ fn device_name(device: &Value) -> String {
     let short = qdev.strip_prefix("/machine/peripheral/").unwrap_or(qdev);
     let short = short.strip_suffix("/virtio-backend").unwrap_or(short);
     let candidates = [device["device"].as_str().unwrap_or_default(), short];
-    let named = candidates.into_iter().find(|n| !n.is_empty() && !n.starts_with('/'));
+    let named = candidates
+        .into_iter()
+        .find(|n| !n.is_empty() && !n.starts_with('/'));
     named
         .or_else(|| device["inserted"]["node-name"].as_str())
         .unwrap_or(qdev)
@@ -113,9 +122,14 @@ fn judge_device(monitor: &dyn Monitor, device: &Value) -> Result<Verdict, Monito
     let qdev = device["qdev"].as_str().unwrap_or_default();
     let qdev = qdev.strip_suffix("/virtio-backend").unwrap_or(qdev);
     if property(monitor, qdev, "share-rw")? == Value::Bool(true) {
-        return Ok(Verdict::Refused("it is shared with others (share-rw=on): their writes cannot be seen".into()));
+        return Ok(Verdict::Refused(
+            "it is shared with others (share-rw=on): their writes cannot be seen".into(),
+        ));
     }
-    if property(monitor, qdev, "iothread-vq-mapping")?.as_array().is_some_and(|a| !a.is_empty()) {
+    if property(monitor, qdev, "iothread-vq-mapping")?
+        .as_array()
+        .is_some_and(|a| !a.is_empty())
+    {
         return Ok(Verdict::Refused(
             "it uses iothread-vq-mapping, which QEMU's mirror does not support; use a single iothread".into(),
         ));
@@ -128,7 +142,10 @@ fn property(monitor: &dyn Monitor, qdev: &str, name: &str) -> Result<Value, Moni
     if qdev.is_empty() {
         return Ok(Value::Null);
     }
-    match monitor.execute("qom-get", serde_json::json!({"path": qdev, "property": name})) {
+    match monitor.execute(
+        "qom-get",
+        serde_json::json!({"path": qdev, "property": name}),
+    ) {
         Ok(value) => Ok(value),
         Err(MonitorError::Refused { .. }) => Ok(Value::Null),
         Err(e) => Err(e),
@@ -154,7 +171,9 @@ fn judge_node(node: &Value) -> Verdict {
         return Verdict::Refused("QEMU does not tell its size".into());
     };
     let format = text(&node["drv"]);
-    let compat = image["format-specific"]["data"]["compat"].as_str().unwrap_or_default();
+    let compat = image["format-specific"]["data"]["compat"]
+        .as_str()
+        .unwrap_or_default();
     Verdict::Protectable(Node {
         name: text(&node["node-name"]),
         size,

@@ -62,15 +62,22 @@ impl QmpSocket {
     pub fn connect(path: &Path) -> Result<Self, MonitorError> {
         let lost = |e: io::Error| lost("connect", &format!("{}: {e}", path.display()));
         let stream = UnixStream::connect(path).map_err(lost)?;
-        stream.set_read_timeout(Some(GREETING_DEADLINE)).map_err(lost)?;
+        stream
+            .set_read_timeout(Some(GREETING_DEADLINE))
+            .map_err(lost)?;
         let mut reader = BufReader::new(stream.try_clone().map_err(lost)?);
         let mut greeting = String::new();
         match io::Read::take(&mut reader, 64 << 10).read_line(&mut greeting) {
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                return Err(self::lost("connect", &format!(
-                    "{}: no greeting within {} s (a QMP socket serves one client at a time: is somebody else connected?)",
-                    path.display(), GREETING_DEADLINE.as_secs())));
+                return Err(self::lost(
+                    "connect",
+                    &format!(
+                        "{}: no greeting within {} s (a QMP socket serves one client at a time: is somebody else connected?)",
+                        path.display(),
+                        GREETING_DEADLINE.as_secs()
+                    ),
+                ));
             }
             Err(e) => return Err(lost(e)),
         }
@@ -88,7 +95,10 @@ impl QmpSocket {
             .name("qmp".into())
             .spawn(move || for_reader.read_all(reader))
             .map_err(lost)?;
-        let socket = Self { shared, writer: Mutex::new(Writer { stream, next_id: 1 }) };
+        let socket = Self {
+            shared,
+            writer: Mutex::new(Writer { stream, next_id: 1 }),
+        };
         socket.execute("qmp_capabilities", Value::Null)?;
         Ok(socket)
     }
@@ -105,7 +115,12 @@ impl QmpSocket {
         guard(&self.shared.waiting).lost.is_some()
     }
 
-    fn call(&self, command: &str, arguments: Value, fd: Option<BorrowedFd<'_>>) -> Result<Value, MonitorError> {
+    fn call(
+        &self,
+        command: &str,
+        arguments: Value,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<Value, MonitorError> {
         let (tx, rx) = mpsc::channel();
         {
             let mut writer = guard(&self.writer);
@@ -123,12 +138,14 @@ impl QmpSocket {
             }
             let mut line = message.to_string();
             line.push('\n');
-            send(&mut writer.stream, line.as_bytes(), fd).map_err(|e| lost(command, &e.to_string()))?;
+            send(&mut writer.stream, line.as_bytes(), fd)
+                .map_err(|e| lost(command, &e.to_string()))?;
         }
         let reply = rx.recv_timeout(REPLY_DEADLINE).map_err(|e| match e {
-            mpsc::RecvTimeoutError::Timeout => {
-                lost(command, &format!("no answer within {} s", REPLY_DEADLINE.as_secs()))
-            }
+            mpsc::RecvTimeoutError::Timeout => lost(
+                command,
+                &format!("no answer within {} s", REPLY_DEADLINE.as_secs()),
+            ),
             mpsc::RecvTimeoutError::Disconnected => {
                 let waiting = guard(&self.shared.waiting);
                 lost(command, waiting.lost.as_deref().unwrap_or("closed"))
@@ -150,7 +167,8 @@ impl Monitor for QmpSocket {
     }
 
     fn send_fd(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), MonitorError> {
-        self.call("getfd", json!({"fdname": name}), Some(fd)).map(|_| ())
+        self.call("getfd", json!({"fdname": name}), Some(fd))
+            .map(|_| ())
     }
 }
 
@@ -179,7 +197,9 @@ impl Shared {
             guard(&self.subscribers).retain(|s| s.send(message.clone()).is_ok());
             return;
         }
-        let Some(id) = message.get("id").and_then(Value::as_u64) else { return };
+        let Some(id) = message.get("id").and_then(Value::as_u64) else {
+            return;
+        };
         if let Some(waiter) = guard(&self.waiting).replies.remove(&id) {
             let _ = waiter.send(message);
         }
@@ -192,8 +212,18 @@ impl Shared {
 /// [`MonitorError::Refused`] for an `error` member, [`MonitorError::Malformed`] for neither.
 pub fn unwrap_reply(command: &str, mut reply: Value) -> Result<Value, MonitorError> {
     if let Some(error) = reply.get("error") {
-        let text = |key| error.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-        return Err(MonitorError::Refused { command: command.to_owned(), class: text("class"), desc: text("desc") });
+        let text = |key| {
+            error
+                .get(key)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        return Err(MonitorError::Refused {
+            command: command.to_owned(),
+            class: text("class"),
+            desc: text("desc"),
+        });
     }
     match reply.get_mut("return") {
         Some(value) => Ok(value.take()),
@@ -205,7 +235,9 @@ pub fn unwrap_reply(command: &str, mut reply: Value) -> Result<Value, MonitorErr
 }
 
 fn send(stream: &mut UnixStream, line: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let Some(fd) = fd else { return stream.write_all(line) };
+    let Some(fd) = fd else {
+        return stream.write_all(line);
+    };
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
     let fds = [fd];
@@ -222,7 +254,10 @@ fn send(stream: &mut UnixStream, line: &[u8], fd: Option<BorrowedFd<'_>>) -> io:
 }
 
 fn lost(command: &str, reason: &str) -> MonitorError {
-    MonitorError::Lost { command: command.to_owned(), reason: reason.to_owned() }
+    MonitorError::Lost {
+        command: command.to_owned(),
+        reason: reason.to_owned(),
+    }
 }
 
 fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

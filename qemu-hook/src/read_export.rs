@@ -37,7 +37,9 @@ pub enum ReadExportError {
         source: io::Error,
     },
     /// Somebody else uses QEMU's only NBD server.
-    #[error("QEMU's NBD server is in use by another export ('{export}'): a backup or a migration is under way")]
+    #[error(
+        "QEMU's NBD server is in use by another export ('{export}'): a backup or a migration is under way"
+    )]
     ServerInUse {
         /// An export that is not ours.
         export: String,
@@ -59,7 +61,11 @@ impl<'m> ReadExports<'m> {
     pub fn start(monitor: &'m dyn Monitor, dir: &Path, tag: &str) -> Result<Self, ReadExportError> {
         free_server(monitor)?;
         let (path, addr) = channel::listening(monitor, &format!("vcdp-{tag}-read"), dir)?;
-        let started = Self { monitor, path, exports: Vec::new() };
+        let started = Self {
+            monitor,
+            path,
+            exports: Vec::new(),
+        };
         monitor.execute("nbd-server-start", json!({"addr": addr}))?;
         Ok(started)
     }
@@ -74,8 +80,10 @@ impl<'m> ReadExports<'m> {
             json!({"type": "nbd", "id": name, "node-name": node, "name": name, "writable": false}),
         )?;
         self.exports.push(name.to_owned());
-        UnixStream::connect(&self.path)
-            .map_err(|source| ReadExportError::Socket { path: self.path.clone(), source })
+        UnixStream::connect(&self.path).map_err(|source| ReadExportError::Socket {
+            path: self.path.clone(),
+            source,
+        })
     }
 }
 
@@ -118,9 +126,15 @@ pub fn clear(monitor: &dyn Monitor, name: &str) -> Result<(), MonitorError> {
 /// Stops QEMU's NBD server unless it has exports.
 fn free_server(monitor: &dyn Monitor) -> Result<(), ReadExportError> {
     let all = monitor.execute("query-block-exports", Value::Null)?;
-    let nbd = all.as_array().into_iter().flatten().find(|e| e["type"] == "nbd");
+    let nbd = all
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|e| e["type"] == "nbd");
     if let Some(other) = nbd {
-        return Err(ReadExportError::ServerInUse { export: other["id"].as_str().unwrap_or_default().to_owned() });
+        return Err(ReadExportError::ServerInUse {
+            export: other["id"].as_str().unwrap_or_default().to_owned(),
+        });
     }
     match monitor.execute("nbd-server-stop", Value::Null) {
         Ok(_) | Err(MonitorError::Refused { .. }) => Ok(()),
@@ -130,5 +144,11 @@ fn free_server(monitor: &dyn Monitor) -> Result<(), ReadExportError> {
 
 fn exports(monitor: &dyn Monitor) -> Result<Vec<String>, MonitorError> {
     let all = monitor.execute("query-block-exports", Value::Null)?;
-    Ok(all.as_array().into_iter().flatten().filter_map(|e| e["id"].as_str()).map(str::to_owned).collect())
+    Ok(all
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|e| e["id"].as_str())
+        .map(str::to_owned)
+        .collect())
 }

@@ -37,7 +37,9 @@ impl Daemon {
         let at = |name: &str| dir.join(name).display().to_string();
         let config = format!(
             "state_dir = '{}'\nsocket = '{}'\n[takeover]\noverlay_dir = '{}'\n{more}\n",
-            at("state"), at("run/virtcdpd.sock"), at("overlays")
+            at("state"),
+            at("run/virtcdpd.sock"),
+            at("overlays")
         );
         fs::write(dir.join("virtcdpd.toml"), config).expect("its configuration");
         let mut daemon = Self { dir, child: None };
@@ -48,11 +50,18 @@ impl Daemon {
     /// Starts the daemon on what an earlier run left.
     pub fn start_again(&mut self) {
         assert!(self.child.is_none(), "it runs");
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("a log");
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .expect("a log");
         let child = Command::new(program())
             .args(["daemon", "--config"])
             .arg(self.dir.join("virtcdpd.toml"))
-            .env("RUST_LOG", "info,virt_cdp=debug,qemu_hook=debug,cdp_core=debug")
+            .env(
+                "RUST_LOG",
+                "info,virt_cdp=debug,qemu_hook=debug,cdp_core=debug",
+            )
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("its log"))
             .stderr(log)
@@ -85,7 +94,10 @@ impl Daemon {
         let mut child = self.child.take().expect("it runs");
         run("kill", &["-TERM", &child.id().to_string()]);
         let status = wait_for("the daemon stops", Duration::from_secs(70), || {
-            child.try_wait().expect("its status").ok_or_else(|| "it runs".into())
+            child
+                .try_wait()
+                .expect("its status")
+                .ok_or_else(|| "it runs".into())
         });
         if !status.success() {
             panic_with_log(self, &format!("virtcdpd ended with {status}"));
@@ -95,7 +107,10 @@ impl Daemon {
     /// Runs `virt-cdp` against this daemon.
     pub fn cli(&self, arguments: &[&str]) -> Ran {
         let program = program();
-        let mut all = vec!["-c", self.socket().to_str().expect("a plain path")].iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        let mut all = vec!["-c", self.socket().to_str().expect("a plain path")]
+            .iter()
+            .map(|s| (*s).to_owned())
+            .collect::<Vec<_>>();
         all.extend(arguments.iter().map(|s| (*s).to_owned()));
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
         run(program.to_str().expect("a plain path"), &all)
@@ -105,7 +120,13 @@ impl Daemon {
     pub fn ok(&self, arguments: &[&str]) -> String {
         let ran = self.cli(arguments);
         if !ran.ok {
-            panic_with_log(self, &format!("virt-cdp {arguments:?} exited with {:?}: {}{}", ran.code, ran.out, ran.err));
+            panic_with_log(
+                self,
+                &format!(
+                    "virt-cdp {arguments:?} exited with {:?}: {}{}",
+                    ran.code, ran.out, ran.err
+                ),
+            );
         }
         ran.out
     }
@@ -115,14 +136,19 @@ impl Daemon {
         let mut all = vec!["--json"];
         all.extend(arguments);
         let out = self.ok(&all);
-        serde_json::from_str(&out).unwrap_or_else(|e| panic!("virt-cdp {all:?} printed no JSON: {e}: {out}"))
+        serde_json::from_str(&out)
+            .unwrap_or_else(|e| panic!("virt-cdp {all:?} printed no JSON: {e}: {out}"))
     }
 
     /// Runs `virt-cdp`, which has to fail with exit code 1, an error that holds `error` and a hint.
     pub fn refused(&self, arguments: &[&str], error: &str) -> Ran {
         let ran = self.cli(arguments);
         assert_eq!(ran.code, Some(1), "virt-cdp {arguments:?}: {ran:?}");
-        assert!(ran.err.contains("error: ") && ran.err.contains(error), "virt-cdp {arguments:?} should say {error:?}: {}", ran.err);
+        assert!(
+            ran.err.contains("error: ") && ran.err.contains(error),
+            "virt-cdp {arguments:?} should say {error:?}: {}",
+            ran.err
+        );
         ran
     }
 
@@ -135,7 +161,13 @@ impl Daemon {
                 return info;
             }
             if std::time::Instant::now() >= give_up {
-                panic_with_log(self, &format!("{machine} is not {state} within {deadline:?}: {} {}", info["state"], info["state_detail"]));
+                panic_with_log(
+                    self,
+                    &format!(
+                        "{machine} is not {state} within {deadline:?}: {} {}",
+                        info["state"], info["state_detail"]
+                    ),
+                );
             }
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -160,14 +192,21 @@ impl Daemon {
 fn panic_with_log(daemon: &Daemon, what: &str) {
     let log = fs::read_to_string(daemon.log_path()).unwrap_or_default();
     let lines: Vec<&str> = log.lines().collect();
-    let tail = lines.iter().skip(lines.len().saturating_sub(60)).copied().collect::<Vec<_>>().join("\n");
+    let tail = lines
+        .iter()
+        .skip(lines.len().saturating_sub(60))
+        .copied()
+        .collect::<Vec<_>>()
+        .join("\n");
     panic!("{what}\n--- the daemon's log ends with\n{tail}");
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+            let _ = Command::new("kill")
+                .args(["-TERM", &child.id().to_string()])
+                .status();
             let gone = (0..200).any(|_| {
                 std::thread::sleep(Duration::from_millis(50));
                 matches!(child.try_wait(), Ok(Some(_)))

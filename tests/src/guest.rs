@@ -30,30 +30,54 @@ impl Guest {
         let mut options = Vec::new();
         for (at, (format, bytes)) in disks.iter().enumerate() {
             let image = dir.join(format!("disk{at}.{format}")).display().to_string();
-            must("qemu-img", &["create", "-q", "-f", format, &image, &bytes.to_string()]);
+            must(
+                "qemu-img",
+                &["create", "-q", "-f", format, &image, &bytes.to_string()],
+            );
             options.push("--disk".to_owned());
             options.push(format!("{image}:{format}"));
         }
-        let guest = Self { name: name.to_owned(), dir: Some(dir.clone()), owned: true };
+        let guest = Self {
+            name: name.to_owned(),
+            dir: Some(dir.clone()),
+            owned: true,
+        };
         let script = repository().join("tests/guest/domain-xml");
         let mut arguments = vec!["small", name];
         arguments.extend(options.iter().map(String::as_str));
         let xml = must(script.to_str().expect("a plain path"), &arguments);
         let file = dir.join("domain.xml");
         fs::write(&file, xml).expect("the domain's XML");
-        must("virsh", &["-q", "-c", LIBVIRT, "define", file.to_str().expect("a plain path")]);
+        must(
+            "virsh",
+            &[
+                "-q",
+                "-c",
+                LIBVIRT,
+                "define",
+                file.to_str().expect("a plain path"),
+            ],
+        );
         guest.boot();
         guest
     }
 
     /// Another handle on a guest; it is not removed by this one.
     pub fn existing(name: &str) -> Self {
-        Self { name: name.to_owned(), dir: None, owned: false }
+        Self {
+            name: name.to_owned(),
+            dir: None,
+            owned: false,
+        }
     }
 
     /// A guest that the product made, such as a takeover; it is removed should the product not do it.
     pub fn adopted(name: &str) -> Self {
-        Self { name: name.to_owned(), dir: None, owned: true }
+        Self {
+            name: name.to_owned(),
+            dir: None,
+            owned: true,
+        }
     }
 
     /// Starts the domain and waits until commands run in it.
@@ -64,12 +88,16 @@ impl Guest {
 
     /// Waits until commands run in the guest.
     pub fn wait_ready(&self) {
-        wait_for("the guest answers", Duration::from_secs(90), || self.try_run("true", Duration::from_secs(5)).map(|_| ()));
+        wait_for("the guest answers", Duration::from_secs(90), || {
+            self.try_run("true", Duration::from_secs(5)).map(|_| ())
+        });
     }
 
     /// Runs a shell script in the guest; it has to go well.
     pub fn sh(&self, script: &str) -> String {
-        let (code, out) = self.try_run(script, Duration::from_secs(120)).unwrap_or_else(|e| panic!("{script}: {e}"));
+        let (code, out) = self
+            .try_run(script, Duration::from_secs(120))
+            .unwrap_or_else(|e| panic!("{script}: {e}"));
         assert_eq!(code, 0, "in {}: {script}: {out}", self.name);
         out
     }
@@ -80,17 +108,27 @@ impl Guest {
     /// The guest did not answer in time.
     pub fn try_run(&self, script: &str, deadline: Duration) -> Result<(i32, String), String> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let id = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let id = format!(
+            "{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let mut channel = UnixStream::connect(self.channel()?).map_err(|e| e.to_string())?;
-        channel.set_read_timeout(Some(deadline)).map_err(|e| e.to_string())?;
+        channel
+            .set_read_timeout(Some(deadline))
+            .map_err(|e| e.to_string())?;
         write!(channel, "\nRUN {id} {}\n", base64(script.as_bytes())).map_err(|e| e.to_string())?;
         for line in BufReader::new(channel).split(b'\n') {
-            let line = String::from_utf8_lossy(&line.map_err(|e| format!("no answer: {e}"))?).into_owned();
+            let line =
+                String::from_utf8_lossy(&line.map_err(|e| format!("no answer: {e}"))?).into_owned();
             let words: Vec<&str> = line.split(' ').collect();
             if let ["OUT", answered, code, rest @ ..] = words.as_slice()
                 && *answered == id
             {
-                let out = rest.first().map(|text| unbase64(text.trim())).unwrap_or_default();
+                let out = rest
+                    .first()
+                    .map(|text| unbase64(text.trim()))
+                    .unwrap_or_default();
                 let code = code.parse().map_err(|_| line.clone())?;
                 return Ok((code, String::from_utf8_lossy(&out).into_owned()));
             }
@@ -100,8 +138,15 @@ impl Guest {
 
     fn channel(&self) -> Result<PathBuf, String> {
         let xml = run("virsh", &["-c", LIBVIRT, "dumpxml", &self.name]);
-        let before = xml.out.split("name='org.virt-cdp.test.0'").next().unwrap_or_default();
-        let path = before.rsplit("<source mode='bind' path='").next().and_then(|s| s.split('\'').next());
+        let before = xml
+            .out
+            .split("name='org.virt-cdp.test.0'")
+            .next()
+            .unwrap_or_default();
+        let path = before
+            .rsplit("<source mode='bind' path='")
+            .next()
+            .and_then(|s| s.split('\'').next());
         match path.filter(|p| p.starts_with('/')) {
             Some(path) => Ok(Path::new(path).to_path_buf()),
             None => Err(format!("no control channel: {}", xml.err)),
@@ -122,14 +167,19 @@ impl Guest {
 
     /// The domain's state in virsh's words.
     pub fn state(&self) -> String {
-        run("virsh", &["-q", "-c", LIBVIRT, "domstate", &self.name]).out.trim().to_owned()
+        run("virsh", &["-q", "-c", LIBVIRT, "domstate", &self.name])
+            .out
+            .trim()
+            .to_owned()
     }
 
     /// Waits until the domain is off.
     pub fn wait_off(&self) {
-        wait_for("the guest is off", Duration::from_secs(60), || match self.state() {
-            state if state == "shut off" => Ok(()),
-            state => Err(state),
+        wait_for("the guest is off", Duration::from_secs(60), || {
+            match self.state() {
+                state if state == "shut off" => Ok(()),
+                state => Err(state),
+            }
         });
     }
 
@@ -150,7 +200,10 @@ impl Drop for Guest {
             return;
         }
         run("virsh", &["-q", "-c", LIBVIRT, "destroy", &self.name]);
-        run("virsh", &["-q", "-c", LIBVIRT, "undefine", &self.name, "--nvram"]);
+        run(
+            "virsh",
+            &["-q", "-c", LIBVIRT, "undefine", &self.name, "--nvram"],
+        );
         if let Some(dir) = &self.dir {
             let _ = fs::remove_dir_all(dir);
         }
@@ -162,10 +215,15 @@ const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 fn base64(bytes: &[u8]) -> String {
     let mut text = String::new();
     for group in bytes.chunks(3) {
-        let word = group.iter().fold(0u32, |word, b| word << 8 | u32::from(*b)) << (8 * (3 - group.len()));
+        let word =
+            group.iter().fold(0u32, |word, b| word << 8 | u32::from(*b)) << (8 * (3 - group.len()));
         for at in 0..4 {
             let digit = (word >> (18 - 6 * at) & 63) as usize;
-            text.push(if at <= group.len() { char::from(ALPHABET[digit]) } else { '=' });
+            text.push(if at <= group.len() {
+                char::from(ALPHABET[digit])
+            } else {
+                '='
+            });
         }
     }
     text
@@ -173,7 +231,10 @@ fn base64(bytes: &[u8]) -> String {
 
 fn unbase64(text: &str) -> Vec<u8> {
     let (mut bytes, mut word, mut bits) = (Vec::new(), 0u32, 0);
-    for digit in text.bytes().filter_map(|b| ALPHABET.iter().position(|a| *a == b)) {
+    for digit in text
+        .bytes()
+        .filter_map(|b| ALPHABET.iter().position(|a| *a == b))
+    {
         word = word << 6 | digit as u32;
         bits += 6;
         if bits >= 8 {
@@ -190,7 +251,13 @@ mod tests {
 
     #[test]
     fn base64_goes_both_ways() {
-        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+        for (plain, coded) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foobar", "Zm9vYmFy"),
+        ] {
             assert_eq!(base64(plain.as_bytes()), coded);
             assert_eq!(unbase64(coded), plain.as_bytes());
         }

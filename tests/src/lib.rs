@@ -21,41 +21,65 @@ use std::{
 
 /// The repository.
 pub fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lies in the repository").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests lies in the repository")
+        .to_path_buf()
 }
 
 /// The built program `virt-cdp`.
 pub fn program() -> PathBuf {
     let test = std::env::current_exe().expect("a path of this test");
-    let target = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/TEST");
+    let target = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("target/PROFILE/deps/TEST");
     let program = target.join("virt-cdp");
-    assert!(program.exists(), "{} is not built: run cargo build first", program.display());
+    assert!(
+        program.exists(),
+        "{} is not built: run cargo build first",
+        program.display()
+    );
     program
 }
 
 /// A name that no other test, in this or another process, uses.
 pub fn unique(what: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("vct-{what}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "vct-{what}-{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// True when every one of `programs` is there; otherwise says what is skipped. In CI it must be there.
 pub fn needs(programs: &[&str]) -> bool {
-    let missing: Vec<_> = programs.iter().filter(|p| !run("sh", &["-c", &format!("command -v {p}")]).ok).collect();
+    let missing: Vec<_> = programs
+        .iter()
+        .filter(|p| !run("sh", &["-c", &format!("command -v {p}")]).ok)
+        .collect();
     if missing.is_empty() {
         return true;
     }
-    assert!(std::env::var_os("CI").is_none(), "CI lacks {missing:?}; tests/setup should have installed it");
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "CI lacks {missing:?}; tests/setup should have installed it"
+    );
     eprintln!("SKIPPED: needs {missing:?}; tests/setup installs it");
     false
 }
 
 /// True when libvirt answers; otherwise says what is skipped. In CI it must answer.
 pub fn needs_libvirt() -> bool {
-    if needs(&["virsh", "qemu-system-x86_64"]) && run("virsh", &["-c", "qemu:///system", "list"]).ok {
+    if needs(&["virsh", "qemu-system-x86_64"]) && run("virsh", &["-c", "qemu:///system", "list"]).ok
+    {
         return true;
     }
-    assert!(std::env::var_os("CI").is_none(), "libvirt does not answer in CI; tests/setup should have started it");
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "libvirt does not answer in CI; tests/setup should have started it"
+    );
     eprintln!("SKIPPED: needs libvirt on qemu:///system; tests/setup starts it");
     false
 }
@@ -88,7 +112,12 @@ impl From<Output> for Ran {
 pub fn run(program: &str, arguments: &[&str]) -> Ran {
     match Command::new(program).args(arguments).output() {
         Ok(output) => output.into(),
-        Err(e) => Ran { ok: false, code: None, out: String::new(), err: format!("{program}: {e}") },
+        Err(e) => Ran {
+            ok: false,
+            code: None,
+            out: String::new(),
+            err: format!("{program}: {e}"),
+        },
     }
 }
 
@@ -100,12 +129,19 @@ pub fn must(program: &str, arguments: &[&str]) -> String {
 }
 
 /// Waits until `what` holds, asking every 50 ms; fails with its last answer at the deadline.
-pub fn wait_for<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Result<T, String>) -> T {
+pub fn wait_for<T>(
+    what: &str,
+    deadline: Duration,
+    mut ask: impl FnMut() -> Result<T, String>,
+) -> T {
     let give_up = Instant::now() + deadline;
     loop {
         match ask() {
             Ok(found) => return found,
-            Err(last) => assert!(Instant::now() < give_up, "{what}: not within {deadline:?}: {last}"),
+            Err(last) => assert!(
+                Instant::now() < give_up,
+                "{what}: not within {deadline:?}: {last}"
+            ),
         }
         thread::sleep(Duration::from_millis(50));
     }
@@ -113,6 +149,8 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Resu
 
 /// Nanoseconds since the epoch, as guests and daemon count them.
 pub fn now_ns() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("after 1970");
     i64::try_from(since.as_nanos()).expect("before 2262")
 }

@@ -25,18 +25,23 @@ const DISCONNECT: u16 = 2;
 
 /// Connects to export `name`; returns the connection and the export's size in bytes.
 pub fn connect(socket: &Path, name: &str) -> (UnixStream, u64) {
-    let mut stream = UnixStream::connect(socket).unwrap_or_else(|e| panic!("{}: {e}", socket.display()));
+    let mut stream =
+        UnixStream::connect(socket).unwrap_or_else(|e| panic!("{}: {e}", socket.display()));
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting).expect("a greeting");
     assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
-    stream.write_all(&3u32.to_be_bytes()).expect("client flags: fixed newstyle, no zeroes");
+    stream
+        .write_all(&3u32.to_be_bytes())
+        .expect("client flags: fixed newstyle, no zeroes");
     let mut option = b"IHAVEOPT".to_vec();
     option.extend(1u32.to_be_bytes());
     option.extend((name.len() as u32).to_be_bytes());
     option.extend(name.as_bytes());
     stream.write_all(&option).expect("the option");
     let mut export = [0; 10];
-    stream.read_exact(&mut export).expect("an export of that name");
+    stream
+        .read_exact(&mut export)
+        .expect("an export of that name");
     let size = u64::from_be_bytes(export[..8].try_into().expect("8 bytes"));
     (stream, size)
 }
@@ -66,7 +71,9 @@ pub fn read_all(socket: &Path, name: &str) -> Vec<u8> {
     let mut data = vec![0; size as usize];
     for (number, chunk) in data.chunks_mut(4 << 20).enumerate() {
         let offset = (number * (4 << 20)) as u64;
-        stream.write_all(&request(READ, 0, offset, chunk.len() as u32)).expect("a request");
+        stream
+            .write_all(&request(READ, 0, offset, chunk.len() as u32))
+            .expect("a request");
         reply(&mut stream).expect("a reply");
         stream.read_exact(chunk).expect("the data");
     }
@@ -109,18 +116,33 @@ impl Writer {
     pub fn connect(socket: &Path, name: &str, depth: usize, first: u64) -> Self {
         let (stream, _) = connect(socket, name);
         let state = Arc::new(State::default());
-        let (mut replies, shared) = (stream.try_clone().expect("a second handle"), Arc::clone(&state));
+        let (mut replies, shared) = (
+            stream.try_clone().expect("a second handle"),
+            Arc::clone(&state),
+        );
         let reader = thread::spawn(move || {
             while let Ok(cookie) = reply(&mut replies) {
                 let acknowledged = now_ns();
                 let mut in_flight = shared.in_flight.lock().expect("no panic");
                 let written = in_flight.remove(&cookie).expect("a request of that number");
-                shared.done.lock().expect("no panic").push((cookie, Written { acknowledged, ..written }));
+                shared.done.lock().expect("no panic").push((
+                    cookie,
+                    Written {
+                        acknowledged,
+                        ..written
+                    },
+                ));
                 shared.answered.notify_all();
             }
             assert!(shared.closing.load(Ordering::SeqCst), "the server hung up");
         });
-        Self { stream, state, reader: Some(reader), depth, next: first }
+        Self {
+            stream,
+            state,
+            reader: Some(reader),
+            depth,
+            next: first,
+        }
     }
 
     /// Sends a write once there is room for it; `fill` makes the payload from the write's number.
@@ -133,7 +155,15 @@ impl Writer {
         while in_flight.len() >= self.depth {
             in_flight = self.state.answered.wait(in_flight).expect("no panic");
         }
-        in_flight.insert(id, Written { offset, len, submitted: now_ns(), acknowledged: i64::MAX });
+        in_flight.insert(
+            id,
+            Written {
+                offset,
+                len,
+                submitted: now_ns(),
+                acknowledged: i64::MAX,
+            },
+        );
         drop(in_flight);
         self.stream.write_all(&message).expect("the write is sent");
     }

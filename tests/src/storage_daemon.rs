@@ -33,20 +33,41 @@ impl StorageDaemon {
         let at = |name: &str| dir.join(name).display().to_string();
         let mut command = Command::new("qemu-storage-daemon");
         for (socket, id) in [("qmp.sock", "m0"), ("control.sock", "m1")] {
-            command.args(["--chardev", &format!("socket,id={id},path={},server=on,wait=off", at(socket))]);
+            command.args([
+                "--chardev",
+                &format!("socket,id={id},path={},server=on,wait=off", at(socket)),
+            ]);
             command.args(["--monitor", &format!("chardev={id}")]);
         }
         for (number, (format, bytes)) in disks.iter().enumerate() {
             let image = at(&format!("disk{number}.img"));
-            must("qemu-img", &["create", "-q", "-f", format, &image, &bytes.to_string()]);
-            command.args(["--blockdev", &format!("driver=file,node-name=file{number},filename={image},cache.direct=on")]);
-            command.args(["--blockdev", &format!("driver={format},node-name=disk{number},file=file{number}")]);
+            must(
+                "qemu-img",
+                &["create", "-q", "-f", format, &image, &bytes.to_string()],
+            );
+            command.args([
+                "--blockdev",
+                &format!("driver=file,node-name=file{number},filename={image},cache.direct=on"),
+            ]);
+            command.args([
+                "--blockdev",
+                &format!("driver={format},node-name=disk{number},file=file{number}"),
+            ]);
         }
-        let child = command.stdin(Stdio::null()).spawn().expect("qemu-storage-daemon starts");
-        let control = wait_for("the storage daemon answers", Duration::from_secs(20), || {
-            QmpSocket::connect(&dir.join("control.sock")).map_err(|e| e.to_string())
-        });
-        Self { dir, child, control }
+        let child = command
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("qemu-storage-daemon starts");
+        let control = wait_for(
+            "the storage daemon answers",
+            Duration::from_secs(20),
+            || QmpSocket::connect(&dir.join("control.sock")).map_err(|e| e.to_string()),
+        );
+        Self {
+            dir,
+            child,
+            control,
+        }
     }
 
     /// Path of the QMP socket for the product.
@@ -63,24 +84,35 @@ impl StorageDaemon {
     pub fn serve(&self, disks: usize) -> PathBuf {
         let path = self.dir.join("nbd.sock");
         let addr = json!({"type": "unix", "data": {"path": path}});
-        self.control.execute("nbd-server-start", json!({"addr": addr})).expect("an NBD server");
-        let nodes = self.control.execute("query-named-block-nodes", json!({"flat": true})).expect("the nodes");
+        self.control
+            .execute("nbd-server-start", json!({"addr": addr}))
+            .expect("an NBD server");
+        let nodes = self
+            .control
+            .execute("query-named-block-nodes", json!({"flat": true}))
+            .expect("the nodes");
         let nodes = nodes.as_array().expect("a list").iter();
-        let mut filters: Vec<&str> =
-            nodes.filter(|n| n["drv"] == "mirror_top").filter_map(|n| n["node-name"].as_str()).collect();
+        let mut filters: Vec<&str> = nodes
+            .filter(|n| n["drv"] == "mirror_top")
+            .filter_map(|n| n["node-name"].as_str())
+            .collect();
         filters.sort_unstable();
         for number in 0..disks {
             let name = format!("disk{number}");
             let node = filters.get(number).copied().unwrap_or(&name);
             let export = json!({"type": "nbd", "id": format!("w{number}"), "node-name": node, "name": name, "writable": true});
-            self.control.execute("block-export-add", export).expect("an export");
+            self.control
+                .execute("block-export-add", export)
+                .expect("an export");
         }
         path
     }
 
     /// Ends the serving of [`serve`](Self::serve).
     pub fn stop_serving(&self) {
-        self.control.execute("nbd-server-stop", json!(null)).expect("the NBD server stops");
+        self.control
+            .execute("nbd-server-stop", json!(null))
+            .expect("the NBD server stops");
     }
 
     /// Ends the storage daemon in good order: the images are whole afterwards.

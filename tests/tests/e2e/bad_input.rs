@@ -3,12 +3,23 @@
 use std::{fs, io::Write, os::unix::net::UnixStream, path::Path, time::Duration};
 
 use virt_cdp_tests::{
-    daemon::Daemon, guest::Guest, must, needs, needs_libvirt, run, storage_daemon::StorageDaemon, unique,
+    daemon::Daemon, guest::Guest, must, needs, needs_libvirt, run, storage_daemon::StorageDaemon,
+    unique,
 };
 
 /// Names and sizes of everything kept, but for the journal, which a busy machine adds to.
 fn kept(daemon: &Daemon) -> String {
-    must("find", &[daemon.dir.join("state").to_str().expect("plain"), "-not", "-path", "*/journal/*", "-printf", "%p %y\\n"])
+    must(
+        "find",
+        &[
+            daemon.dir.join("state").to_str().expect("plain"),
+            "-not",
+            "-path",
+            "*/journal/*",
+            "-printf",
+            "%p %y\\n",
+        ],
+    )
 }
 
 #[test]
@@ -24,7 +35,10 @@ fn domains_that_cannot_be_protected() {
         daemon.refused(&["protect", name], "name");
         daemon.refused(&["protect", name, "--qmp", "/run/none.sock"], "name");
     }
-    hint(daemon.refused(&["protect", "x", "--qmp", "/run/no-such.sock"], "/run/no-such.sock"));
+    hint(daemon.refused(
+        &["protect", "x", "--qmp", "/run/no-such.sock"],
+        "/run/no-such.sock",
+    ));
     hint(daemon.refused(&["info", "nobody"], "nobody"));
     hint(daemon.refused(&["unprotect", "nobody"], "nobody"));
     hint(daemon.refused(&["view-close", "17"], "17"));
@@ -39,12 +53,21 @@ fn domains_that_cannot_be_protected() {
     guest.boot();
     let info = daemon.json(&["protect", &name, "--disk", "vda"]);
     assert_eq!(info["volumes"].as_array().map(Vec::len), Some(1));
-    assert!(info["left_out"].to_string().contains("vdb"), "the disk that is left out is named: {info}");
+    assert!(
+        info["left_out"].to_string().contains("vdb"),
+        "the disk that is left out is named: {info}"
+    );
     hint(daemon.refused(&["protect", &name], "already protected"));
     // Another daemon cannot tap the same disk, and says why.
     let other = Daemon::start();
     hint(other.refused(&["protect", &name, "--disk", "vda"], "block job"));
-    assert_eq!(fs::read_dir(other.harbors()).expect("the directory").count(), 0, "no harbor is left");
+    assert_eq!(
+        fs::read_dir(other.harbors())
+            .expect("the directory")
+            .count(),
+        0,
+        "no harbor is left"
+    );
     daemon.wait_state(&name, "protected", Duration::from_secs(5));
 }
 
@@ -56,7 +79,14 @@ fn moments_that_are_not_there() {
     let daemon = Daemon::start();
     let storage = StorageDaemon::start(&[("raw", 8 << 20)]);
     let name = "naïve näme: $(rm -rf) %s";
-    daemon.ok(&["protect", name, "--qmp", &storage.qmp().display().to_string(), "--node", "disk0"]);
+    daemon.ok(&[
+        "protect",
+        name,
+        "--qmp",
+        &storage.qmp().display().to_string(),
+        "--node",
+        "disk0",
+    ]);
     for (at, error) in [
         ("99999", "99999"),
         ("2099-01-01 00:00:00", "future"),
@@ -69,14 +99,33 @@ fn moments_that_are_not_there() {
         let ran = daemon.cli(&["view-open", name, &format!("--at={at}")]);
         assert!(!ran.ok && ran.err.contains("error: "), "{at:?}: {ran:?}");
     }
-    assert_eq!(daemon.json(&["view-list"])["views"].as_array().map(Vec::len), Some(0));
+    assert_eq!(
+        daemon.json(&["view-list"])["views"]
+            .as_array()
+            .map(Vec::len),
+        Some(0)
+    );
     let export = daemon.dir.join("x").display().to_string();
-    daemon.refused(&["export", name, "--at", "latest", "--disk", "vdz", &export], "vdz");
-    daemon.refused(&["export", name, "--at", "latest", "/proc/nowhere"], "/proc/nowhere");
+    daemon.refused(
+        &["export", name, "--at", "latest", "--disk", "vdz", &export],
+        "vdz",
+    );
+    daemon.refused(
+        &["export", name, "--at", "latest", "/proc/nowhere"],
+        "/proc/nowhere",
+    );
     assert!(!Path::new(&export).exists());
     // It has no domain XML to start from.
     daemon.refused(&["takeover", name, "--at", "latest"], "QMP");
-    let nodes = daemon.refused(&["protect", "other", "--qmp", &storage.qmp().display().to_string()], "");
+    let nodes = daemon.refused(
+        &[
+            "protect",
+            "other",
+            "--qmp",
+            &storage.qmp().display().to_string(),
+        ],
+        "",
+    );
     assert!(nodes.err.contains("hint: "), "{}", nodes.err);
 }
 
@@ -95,28 +144,45 @@ fn a_harbor_that_cannot_be_written() {
     let harbors = daemon.harbors().display().to_string();
 
     // Full: 16 MiB for a seed of 48.
-    must("mount", &["-t", "tmpfs", "-o", "size=16m", "none", &harbors]);
+    must(
+        "mount",
+        &["-t", "tmpfs", "-o", "size=16m", "none", &harbors],
+    );
     let ran = daemon.cli(&["protect", "full", "--qmp", &qmp, "--node", "disk0"]);
     let fine = !ran.ok && ran.err.contains("space");
     let node = must_query(&storage);
     daemon.cli(&["unprotect", "full", "--delete"]);
     must("umount", &["-l", &harbors]);
     assert!(fine, "it says that there is no space: {ran:?}");
-    assert!(!node.contains("vcdp-"), "the guest's disk is let go: {node}");
+    assert!(
+        !node.contains("vcdp-"),
+        "the guest's disk is let go: {node}"
+    );
 
     // Not writable: a read-only file system stops even root.
-    must("mount", &["-t", "tmpfs", "-o", "size=16m,ro", "none", &harbors]);
+    must(
+        "mount",
+        &["-t", "tmpfs", "-o", "size=16m,ro", "none", &harbors],
+    );
     let ran = daemon.cli(&["protect", "readonly", "--qmp", &qmp, "--node", "disk0"]);
     must("umount", &["-l", &harbors]);
-    assert!(ran.code == Some(1) && ran.err.contains("not writable") && ran.err.contains("hint: "), "{ran:?}");
-    assert_eq!(daemon.json(&["list"])["machines"].as_array().map(Vec::len), Some(0));
+    assert!(
+        ran.code == Some(1) && ran.err.contains("not writable") && ran.err.contains("hint: "),
+        "{ran:?}"
+    );
+    assert_eq!(
+        daemon.json(&["list"])["machines"].as_array().map(Vec::len),
+        Some(0)
+    );
 
     daemon.ok(&["protect", "room", "--qmp", &qmp, "--node", "disk0"]);
 }
 
 fn must_query(storage: &StorageDaemon) -> String {
     use qemu_hook::monitor::Monitor;
-    let nodes = storage.control().execute("query-named-block-nodes", serde_json::json!({"flat": true}));
+    let nodes = storage
+        .control()
+        .execute("query-named-block-nodes", serde_json::json!({"flat": true}));
     nodes.expect("an answer").to_string()
 }
 
@@ -127,15 +193,27 @@ fn garbage_on_the_sockets() {
     }
     let daemon = Daemon::start();
     let storage = StorageDaemon::start(&[("raw", 8 << 20)]);
-    daemon.ok(&["protect", "g", "--qmp", &storage.qmp().display().to_string(), "--node", "disk0"]);
+    daemon.ok(&[
+        "protect",
+        "g",
+        "--qmp",
+        &storage.qmp().display().to_string(),
+        "--node",
+        "disk0",
+    ]);
     let view = daemon.json(&["view-open", "g", "--at", "latest"]);
-    let uri = view["volumes"][0]["uri"].as_str().expect("a URI").to_owned();
+    let uri = view["volumes"][0]["uri"]
+        .as_str()
+        .expect("a URI")
+        .to_owned();
     let nbd = uri.split("socket=").nth(1).expect("a socket").to_owned();
     let api = daemon.socket().display().to_string();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for round in 0..200 {
         for socket in [&api, &nbd] {
-            let Ok(mut stream) = UnixStream::connect(socket) else { panic!("{socket} does not answer in round {round}") };
+            let Ok(mut stream) = UnixStream::connect(socket) else {
+                panic!("{socket} does not answer in round {round}")
+            };
             let garbage: Vec<u8> = (0..1 + round * 37 % 5000)
                 .map(|_| {
                     state ^= state << 13;
@@ -147,9 +225,18 @@ fn garbage_on_the_sockets() {
             let _ = stream.write_all(&garbage);
         }
     }
-    assert_eq!(must("nbdinfo", &["--size", &uri]).trim(), (8 << 20).to_string());
+    assert_eq!(
+        must("nbdinfo", &["--size", &uri]).trim(),
+        (8 << 20).to_string()
+    );
     assert_eq!(daemon.json(&["info", "g"])["state"], "protected");
-    let ran = run("sh", &["-c", &format!("printf 'GET / HTTP/1.1\\r\\n\\r\\n' | timeout 2 nc -U {api} || true")]);
+    let ran = run(
+        "sh",
+        &[
+            "-c",
+            &format!("printf 'GET / HTTP/1.1\\r\\n\\r\\n' | timeout 2 nc -U {api} || true"),
+        ],
+    );
     drop(ran);
     daemon.ok(&["status"]);
 }

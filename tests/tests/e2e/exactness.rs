@@ -64,7 +64,9 @@ fn write_load(socket: &Path, volume: usize, seed: u64, stop: &AtomicBool) -> Vec
             let most = [1, 8, 8, 64, 256, 2048][random.below(6) as usize];
             let sectors = 1 + random.below(most);
             let offset = random.below(VOLUME / SECTOR - sectors + 1);
-            writer.write(offset * SECTOR, sectors * SECTOR, |id| payload(id, sectors * SECTOR));
+            writer.write(offset * SECTOR, sectors * SECTOR, |id| {
+                payload(id, sectors * SECTOR)
+            });
         }
         thread::sleep(Duration::from_millis(random.below(120)));
     }
@@ -83,7 +85,12 @@ impl History {
     fn new(volume: usize, mut all: Vec<(u64, Written)>) -> Self {
         all.sort_by_key(|(id, _)| *id);
         let first = 1 + ((volume as u64) << 48);
-        assert!(all.iter().enumerate().all(|(at, (id, _))| *id == first + at as u64), "every write was answered");
+        assert!(
+            all.iter()
+                .enumerate()
+                .all(|(at, (id, _))| *id == first + at as u64),
+            "every write was answered"
+        );
         let writes: Vec<Written> = all.into_iter().map(|(_, w)| w).collect();
         let mut covering = vec![Vec::new(); (VOLUME / SECTOR) as usize];
         for (number, write) in writes.iter().enumerate() {
@@ -91,7 +98,11 @@ impl History {
                 covering[sector as usize].push(number as u32);
             }
         }
-        Self { writes, first, covering }
+        Self {
+            writes,
+            first,
+            covering,
+        }
     }
 
     /// By sector, which write shows (none: never written); every sector is whole and in its place.
@@ -102,17 +113,23 @@ impl History {
             if data.chunks(16).any(|part| part != stamp) {
                 return Err(format!("sector {sector} is torn"));
             }
-            let word = |at: usize| u64::from_le_bytes(stamp[at..at + 8].try_into().expect("8 bytes"));
+            let word =
+                |at: usize| u64::from_le_bytes(stamp[at..at + 8].try_into().expect("8 bytes"));
             let (id, place) = (word(0), word(8));
             if id == 0 {
                 shown.push(None);
                 continue;
             }
-            let number = id.checked_sub(self.first).filter(|n| *n < self.writes.len() as u64);
-            let number = number.ok_or_else(|| format!("sector {sector} shows {id:#x}, never written"))?;
+            let number = id
+                .checked_sub(self.first)
+                .filter(|n| *n < self.writes.len() as u64);
+            let number =
+                number.ok_or_else(|| format!("sector {sector} shows {id:#x}, never written"))?;
             let write = &self.writes[number as usize];
             if write.offset / SECTOR + place != sector as u64 {
-                return Err(format!("sector {sector} shows sector {place} of write {number}"));
+                return Err(format!(
+                    "sector {sector} shows sector {place} of write {number}"
+                ));
             }
             shown.push(Some(number as u32));
         }
@@ -122,25 +139,35 @@ impl History {
 
 /// Judges one point: the images of all volumes against their histories.
 fn judge(histories: &[History], images: &[Vec<u8>], taken: i64) -> Result<(), String> {
-    let shown: Vec<_> =
-        histories.iter().zip(images).map(|(h, i)| h.shown(i)).collect::<Result<_, _>>()?;
+    let shown: Vec<_> = histories
+        .iter()
+        .zip(images)
+        .map(|(h, i)| h.shown(i))
+        .collect::<Result<_, _>>()?;
     // The cut lies behind the sending of everything that shows, over all volumes.
     let mut cut = taken;
     for (history, shown) in histories.iter().zip(&shown) {
         for number in shown.iter().flatten() {
             let write = &history.writes[*number as usize];
             if write.submitted > taken {
-                return Err(format!("write {number} was sent {} ns after the point and shows", write.submitted - taken));
+                return Err(format!(
+                    "write {number} was sent {} ns after the point and shows",
+                    write.submitted - taken
+                ));
             }
             cut = cut.max(write.submitted);
         }
     }
     for (volume, (history, shown)) in histories.iter().zip(&shown).enumerate() {
         let mut visible = vec![false; history.writes.len()];
-        shown.iter().flatten().for_each(|n| visible[*n as usize] = true);
+        shown
+            .iter()
+            .flatten()
+            .for_each(|n| visible[*n as usize] = true);
         for (sector, covering) in history.covering.iter().enumerate() {
             // None shows: older than all.
-            let shows_until = shown[sector].map_or(i64::MIN, |n| history.writes[n as usize].acknowledged);
+            let shows_until =
+                shown[sector].map_or(i64::MIN, |n| history.writes[n as usize].acknowledged);
             for number in covering {
                 let write = &history.writes[*number as usize];
                 let included = visible[*number as usize] || write.acknowledged < cut;
@@ -161,13 +188,18 @@ fn a_hundred_points_over_two_volumes_are_legal_cuts() {
     if !needs(&["qemu-storage-daemon", "qemu-img"]) {
         return;
     }
-    let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(now_seed());
+    let seed = std::env::var("SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(now_seed());
     eprintln!("replay with SEED={seed}");
     let mut storage = StorageDaemon::start(&[("qcow2", VOLUME), ("raw", VOLUME)]);
     let daemon = Daemon::start();
     let name = unique("exact");
     let qmp = storage.qmp().display().to_string();
-    daemon.ok(&["protect", &name, "--qmp", &qmp, "--node", "disk0", "--node", "disk1"]);
+    daemon.ok(&[
+        "protect", &name, "--qmp", &qmp, "--node", "disk0", "--node", "disk1",
+    ]);
 
     let socket = storage.serve(VOLUMES);
     let stop = Arc::new(AtomicBool::new(false));
@@ -185,7 +217,11 @@ fn a_hundred_points_over_two_volumes_are_legal_cuts() {
         .enumerate()
         .map(|(volume, w)| History::new(volume, w.join().expect("the writer went well")))
         .collect();
-    eprintln!("{} and {} writes", histories[0].writes.len(), histories[1].writes.len());
+    eprintln!(
+        "{} and {} writes",
+        histories[0].writes.len(),
+        histories[1].writes.len()
+    );
     storage.stop_serving();
 
     let points = daemon.json(&["point-list", &name]);
@@ -198,28 +234,46 @@ fn a_hundred_points_over_two_volumes_are_legal_cuts() {
         let id = point["id"].to_string();
         let taken = point_time_ns(point);
         let view = daemon.json(&["view-open", &name, "--at", &id]);
-        images = (0..VOLUMES).map(|v| nbd::read_all(&view_socket(&view), &format!("disk{v}"))).collect();
+        images = (0..VOLUMES)
+            .map(|v| nbd::read_all(&view_socket(&view), &format!("disk{v}")))
+            .collect();
         daemon.ok(&["view-close", view["id"].as_str().expect("an id")]);
-        judge(&histories, &images, taken).unwrap_or_else(|e| panic!("point {id}: {e}; SEED={seed}"));
+        judge(&histories, &images, taken)
+            .unwrap_or_else(|e| panic!("point {id}: {e}; SEED={seed}"));
     }
 
     // The judge can fail: what the last point shows is no state of an earlier time, nor with a write undone.
     let early = point_time_ns(&points[last / 2]);
-    assert!(judge(&histories, &images, early).is_err(), "the judge sees writes from the future");
-    let undone = histories[0].covering.iter().rposition(|c| c.len() > 1).expect("a sector written twice");
+    assert!(
+        judge(&histories, &images, early).is_err(),
+        "the judge sees writes from the future"
+    );
+    let undone = histories[0]
+        .covering
+        .iter()
+        .rposition(|c| c.len() > 1)
+        .expect("a sector written twice");
     images[0][undone * SECTOR as usize..][..SECTOR as usize].fill(0);
-    assert!(judge(&histories, &images, i64::MAX).is_err(), "the judge sees a write undone");
+    assert!(
+        judge(&histories, &images, i64::MAX).is_err(),
+        "the judge sees a write undone"
+    );
 
     // And the last point is the disk itself, as it lies there once nobody has it open.
     storage.quit();
     daemon.wait_state(&name, "off", Duration::from_secs(20));
     let view = daemon.json(&["view-open", &name, "--at", "latest"]);
     for volume in view["volumes"].as_array().expect("volumes") {
-        let number: usize = volume["target"].as_str().expect("a target")[4..].parse().expect("its number");
+        let number: usize = volume["target"].as_str().expect("a target")[4..]
+            .parse()
+            .expect("its number");
         let live = storage.image(number).display().to_string();
         let uri = volume["uri"].as_str().expect("a URI");
         let format = if number == 0 { "qcow2" } else { "raw" };
-        virt_cdp_tests::must("qemu-img", &["compare", "-f", format, "-F", "raw", &live, uri]);
+        virt_cdp_tests::must(
+            "qemu-img",
+            &["compare", "-f", format, "-F", "raw", &live, uri],
+        );
     }
 }
 
@@ -233,7 +287,10 @@ fn view_socket(view: &serde_json::Value) -> std::path::PathBuf {
 fn point_time_ns(point: &serde_json::Value) -> i64 {
     let text = point["time"].as_str().expect("a time");
     let seconds = virt_cdp_tests::must("date", &["-u", "-d", &format!("{}Z", &text[..19]), "+%s"]);
-    let fraction: i64 = text[20..].trim_end_matches('Z').parse().expect("nanoseconds");
+    let fraction: i64 = text[20..]
+        .trim_end_matches('Z')
+        .parse()
+        .expect("nanoseconds");
     assert_eq!(text.len(), 30, "nine digits of nanoseconds: {text}");
     seconds.trim().parse::<i64>().expect("seconds") * 1_000_000_000 + fraction
 }

@@ -12,17 +12,31 @@ fn newest_equals(daemon: &Daemon, guest: &Guest, name: &str) {
         guest.flush();
     }
     let view = daemon.json(&["view-open", name, "--at", "latest"]);
-    for (at, volume) in view["volumes"].as_array().expect("volumes").iter().enumerate() {
+    for (at, volume) in view["volumes"]
+        .as_array()
+        .expect("volumes")
+        .iter()
+        .enumerate()
+    {
         let image = guest.image(at).display().to_string();
-        let format = if image.ends_with("qcow2") { "qcow2" } else { "raw" };
+        let format = if image.ends_with("qcow2") {
+            "qcow2"
+        } else {
+            "raw"
+        };
         let uri = volume["uri"].as_str().expect("a URI");
-        must("qemu-img", &["compare", "-U", "-f", format, "-F", "raw", &image, uri]);
+        must(
+            "qemu-img",
+            &["compare", "-U", "-f", format, "-F", "raw", &image, uri],
+        );
     }
     daemon.ok(&["view-close", view["id"].as_str().expect("an id")]);
 }
 
 fn points(daemon: &Daemon, name: &str) -> u64 {
-    daemon.json(&["info", name])["points"].as_u64().expect("a number")
+    daemon.json(&["info", name])["points"]
+        .as_u64()
+        .expect("a number")
 }
 
 #[test]
@@ -36,13 +50,22 @@ fn reboot_keeps_the_tap_and_shutdown_and_start_bring_protection_back() {
     daemon.ok(&["protect", &name]);
     guest.sh("dd if=/dev/urandom of=/dev/vda bs=64k count=100 oflag=direct; dd if=/dev/urandom of=/dev/vdb bs=4k count=100 oflag=direct");
 
-    let writes = daemon.json(&["info", &name])["writes"].as_u64().expect("a number");
+    let writes = daemon.json(&["info", &name])["writes"]
+        .as_u64()
+        .expect("a number");
     let _ = guest.try_run("reboot -f", Duration::from_secs(2));
     guest.wait_ready();
     let info = daemon.json(&["info", &name]);
     assert_eq!(info["state"], "protected");
-    assert!(info["writes"].as_u64() >= Some(writes), "the same capture went on: {info}");
-    assert_eq!(info["gaps"].as_array().map(Vec::len), Some(0), "a reboot is no gap");
+    assert!(
+        info["writes"].as_u64() >= Some(writes),
+        "the same capture went on: {info}"
+    );
+    assert_eq!(
+        info["gaps"].as_array().map(Vec::len),
+        Some(0),
+        "a reboot is no gap"
+    );
 
     guest.sh("dd if=/dev/urandom of=/dev/vda bs=64k count=50 seek=300 oflag=direct");
     let before = points(&daemon, &name);
@@ -54,16 +77,33 @@ fn reboot_keeps_the_tap_and_shutdown_and_start_bring_protection_back() {
 
     // Written to while it is off: nobody could see that, the resync has to find it.
     let image = guest.image(1).display().to_string();
-    must("qemu-io", &["-f", "raw", "-c", "write -P 0x5a 1M 64k", &image]);
+    must(
+        "qemu-io",
+        &["-f", "raw", "-c", "write -P 0x5a 1M 64k", &image],
+    );
     guest.boot();
     daemon.wait_state(&name, "protected", SOON);
     newest_equals(&daemon, &guest, &name);
     let info = daemon.json(&["info", &name]);
     let gaps = info["gaps"].as_array().expect("gaps");
-    assert!(gaps.len() == 1 && !gaps[0]["end"].is_null(), "the time it was off is a closed gap: {info}");
+    assert!(
+        gaps.len() == 1 && !gaps[0]["end"].is_null(),
+        "the time it was off is a closed gap: {info}"
+    );
     let inside = gaps[0]["start"].as_str().expect("a time");
-    let offered = daemon.json(&["point-list", &name, "--from", inside, "--to", gaps[0]["end"].as_str().expect("a time")]);
-    assert_eq!(offered["points"].as_array().map(Vec::len), Some(0), "no point inside the gap");
+    let offered = daemon.json(&[
+        "point-list",
+        &name,
+        "--from",
+        inside,
+        "--to",
+        gaps[0]["end"].as_str().expect("a time"),
+    ]);
+    assert_eq!(
+        offered["points"].as_array().map(Vec::len),
+        Some(0),
+        "no point inside the gap"
+    );
 
     // QEMU dies under the guest.
     guest.virsh(&["destroy", &name]);
@@ -86,8 +126,15 @@ fn suspend_resume_unprotect_and_protect_again_keep_the_history() {
     daemon.ok(&["suspend", &name]);
     daemon.refused(&["suspend", &name], "suspended");
     daemon.refused(&["point-create", &name], "suspended");
-    let jobs = guest.virsh(&["qemu-monitor-command", &name, "{\"execute\":\"query-block-jobs\"}"]);
-    assert!(jobs.contains("\"return\":[]"), "nothing of ours is left in QEMU: {jobs}");
+    let jobs = guest.virsh(&[
+        "qemu-monitor-command",
+        &name,
+        "{\"execute\":\"query-block-jobs\"}",
+    ]);
+    assert!(
+        jobs.contains("\"return\":[]"),
+        "nothing of ours is left in QEMU: {jobs}"
+    );
     // What libvirt refuses during a capture works now.
     guest.virsh(&["blockresize", &name, "vda", "65537K"]);
     guest.virsh(&["blockresize", &name, "vda", "65536K"]);
@@ -98,8 +145,19 @@ fn suspend_resume_unprotect_and_protect_again_keep_the_history() {
 
     daemon.ok(&["unprotect", &name]);
     assert_eq!(daemon.json(&["info", &name])["state"], "unprotected");
-    let bitmaps = must("qemu-img", &["info", "-U", "--output=json", guest.image(0).to_str().expect("plain")]);
-    assert!(!bitmaps.contains("virt-cdp"), "no bitmap of ours stays in the image: {bitmaps}");
+    let bitmaps = must(
+        "qemu-img",
+        &[
+            "info",
+            "-U",
+            "--output=json",
+            guest.image(0).to_str().expect("plain"),
+        ],
+    );
+    assert!(
+        !bitmaps.contains("virt-cdp"),
+        "no bitmap of ours stays in the image: {bitmaps}"
+    );
     guest.sh("echo third | dd of=/dev/vda bs=512 conv=sync oflag=direct");
     daemon.ok(&["protect", &name]);
     newest_equals(&daemon, &guest, &name);
@@ -107,12 +165,18 @@ fn suspend_resume_unprotect_and_protect_again_keep_the_history() {
     let view = daemon.json(&["view-open", &name, "--at", &first["id"].to_string()]);
     let uri = view["volumes"][0]["uri"].as_str().expect("a URI");
     let sector = run("qemu-io", &["-r", "-f", "raw", "-c", "read -v 0 16", uri]);
-    assert!(sector.out.contains("first"), "the old point is as it was: {}", sector.out);
+    assert!(
+        sector.out.contains("first"),
+        "the old point is as it was: {}",
+        sector.out
+    );
     daemon.refused(&["unprotect", &name, "--delete"], "view");
     daemon.ok(&["view-close", view["id"].as_str().expect("an id")]);
     daemon.ok(&["unprotect", &name, "--delete"]);
     daemon.refused(&["info", &name], "not protected");
-    let left = std::fs::read_dir(daemon.harbors()).expect("the directory").count();
+    let left = std::fs::read_dir(daemon.harbors())
+        .expect("the directory")
+        .count();
     assert_eq!(left, 0, "the harbor is gone");
 }
 
@@ -129,12 +193,20 @@ fn idle_machines_make_no_points_and_busy_ones_one_a_second() {
     std::thread::sleep(Duration::from_secs(2));
     let idle = points(&daemon, &name);
     std::thread::sleep(Duration::from_secs(4));
-    assert_eq!(points(&daemon, &name), idle, "no point while nothing is written");
+    assert_eq!(
+        points(&daemon, &name),
+        idle,
+        "no point while nothing is written"
+    );
     guest.sh("wload /dev/vda --seconds 6 --size-mib 16");
     let busy = points(&daemon, &name) - idle;
     assert!((5..=8).contains(&busy), "{busy} points in 6 s");
     wait_for("journal bytes are counted", SOON, || {
         let info = daemon.json(&["info", &name]);
-        if info["journal_bytes"].as_u64() > Some(0) { Ok(()) } else { Err(info.to_string()) }
+        if info["journal_bytes"].as_u64() > Some(0) {
+            Ok(())
+        } else {
+            Err(info.to_string())
+        }
     });
 }

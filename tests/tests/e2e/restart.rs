@@ -15,13 +15,19 @@ fn same_as_live(daemon: &Daemon, guest: &Guest, name: &str) {
     let view = daemon.json(&["view-open", name, "--at", "latest"]);
     let image = guest.image(0).display().to_string();
     let uri = view["volumes"][0]["uri"].as_str().expect("a URI");
-    must("qemu-img", &["compare", "-U", "-f", "qcow2", "-F", "raw", &image, uri]);
+    must(
+        "qemu-img",
+        &["compare", "-U", "-f", "qcow2", "-F", "raw", &image, uri],
+    );
     daemon.ok(&["view-close", view["id"].as_str().expect("an id")]);
 }
 
 /// The longest single write of a guest's load, in ms, as `wload` prints it.
 fn longest_ms(out: &str) -> u64 {
-    let word = out.split_whitespace().find_map(|w| w.strip_prefix("max_us=")).unwrap_or_else(|| panic!("{out}"));
+    let word = out
+        .split_whitespace()
+        .find_map(|w| w.strip_prefix("max_us="))
+        .unwrap_or_else(|| panic!("{out}"));
     word.parse::<u64>().expect("a number") / 1000
 }
 
@@ -38,16 +44,26 @@ fn killed_during_the_seed_it_seeds_again() {
     // A load all the while: the stream has to win over what is read.
     let load = {
         let name = name.clone();
-        thread::spawn(move || Guest::existing(&name).sh("wload /dev/vda --seconds 8 --size-mib 128"))
+        thread::spawn(move || {
+            Guest::existing(&name).sh("wload /dev/vda --seconds 8 --size-mib 128")
+        })
     };
     daemon.kill();
     thread::sleep(Duration::from_secs(1));
     daemon.start_again();
     let out = load.join().expect("the guest's load went well");
-    eprintln!("longest write over the crash during the seed: {} ms", longest_ms(&out));
+    eprintln!(
+        "longest write over the crash during the seed: {} ms",
+        longest_ms(&out)
+    );
     daemon.wait_state(&name, "protected", SOON);
     same_as_live(&daemon, &guest, &name);
-    assert_eq!(daemon.json(&["status"])["problems"].as_array().map(Vec::len), Some(0));
+    assert_eq!(
+        daemon.json(&["status"])["problems"]
+            .as_array()
+            .map(Vec::len),
+        Some(0)
+    );
 }
 
 #[test]
@@ -63,7 +79,9 @@ fn killed_during_writes_old_points_stay_right_and_protection_returns() {
     let old = daemon.json(&["point-create", &name, "--label", "all A"]);
     let load = {
         let name = name.clone();
-        thread::spawn(move || Guest::existing(&name).sh("wload /dev/vda --seconds 12 --size-mib 32"))
+        thread::spawn(move || {
+            Guest::existing(&name).sh("wload /dev/vda --seconds 12 --size-mib 32")
+        })
     };
     for _ in 0..3 {
         thread::sleep(Duration::from_millis(1500));
@@ -81,11 +99,37 @@ fn killed_during_writes_old_points_stay_right_and_protection_returns() {
     let path = dir.display().to_string();
     daemon.ok(&["export", &name, "--at", &old["id"].to_string(), &path]);
     let image = dir.join("vda.qcow2").display().to_string();
-    let same = run("qemu-io", &["-r", "-f", "qcow2", "-c", "read -P 0x41 0 8M", "-c", "read -P 0 8M 56M", &image]);
-    assert!(same.ok && !same.out.contains("verification failed"), "{}", same.out);
+    let same = run(
+        "qemu-io",
+        &[
+            "-r",
+            "-f",
+            "qcow2",
+            "-c",
+            "read -P 0x41 0 8M",
+            "-c",
+            "read -P 0 8M 56M",
+            &image,
+        ],
+    );
+    assert!(
+        same.ok && !same.out.contains("verification failed"),
+        "{}",
+        same.out
+    );
     let gaps = daemon.json(&["info", &name])["gaps"].clone();
-    assert_eq!(gaps.as_array().map(Vec::len), Some(3), "every crash is a gap: {gaps}");
-    assert!(gaps.as_array().expect("gaps").iter().all(|g| !g["end"].is_null()), "and all are closed: {gaps}");
+    assert_eq!(
+        gaps.as_array().map(Vec::len),
+        Some(3),
+        "every crash is a gap: {gaps}"
+    );
+    assert!(
+        gaps.as_array()
+            .expect("gaps")
+            .iter()
+            .all(|g| !g["end"].is_null()),
+        "and all are closed: {gaps}"
+    );
 }
 
 #[test]
@@ -103,15 +147,34 @@ fn killed_during_an_export_nothing_half_is_left_and_it_works_again() {
     let path = dir.display().to_string();
     let point = daemon.json(&["info", &name])["newest_point"]["id"].to_string();
     let mut export = std::process::Command::new(virt_cdp_tests::program())
-        .args(["-c", daemon.socket().to_str().expect("plain"), "export", &name, "--at", &point, &path])
+        .args([
+            "-c",
+            daemon.socket().to_str().expect("plain"),
+            "export",
+            &name,
+            "--at",
+            &point,
+            &path,
+        ])
         .spawn()
         .expect("virt-cdp");
     wait_for("the export is under way", SOON, || {
-        let half = std::fs::read_dir(&dir).into_iter().flatten().flatten().any(|e| e.metadata().is_ok_and(|m| m.len() > 0));
-        if half { Ok(()) } else { Err("nothing there".into()) }
+        let half = std::fs::read_dir(&dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|e| e.metadata().is_ok_and(|m| m.len() > 0));
+        if half {
+            Ok(())
+        } else {
+            Err("nothing there".into())
+        }
     });
     daemon.kill();
-    assert!(!export.wait().expect("it ends").success(), "the client says that it failed");
+    assert!(
+        !export.wait().expect("it ends").success(),
+        "the client says that it failed"
+    );
     assert!(!dir.join("vda.qcow2").exists(), "nothing that looks whole");
     guest.sh("true");
     daemon.start_again();
@@ -119,7 +182,19 @@ fn killed_during_an_export_nothing_half_is_left_and_it_works_again() {
     daemon.ok(&["export", &name, "--at", &point, &path]);
     let image = dir.join("vda.qcow2").display().to_string();
     must("qemu-img", &["check", &image]);
-    must("qemu-img", &["compare", "-U", "-f", "qcow2", "-F", "qcow2", guest.image(0).to_str().expect("plain"), &image]);
+    must(
+        "qemu-img",
+        &[
+            "compare",
+            "-U",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            guest.image(0).to_str().expect("plain"),
+            &image,
+        ],
+    );
 }
 
 #[test]
@@ -133,15 +208,38 @@ fn a_clean_stop_detaches_and_a_second_daemon_is_refused() {
     daemon.ok(&["protect", &name]);
     let second = run(
         virt_cdp_tests::program().to_str().expect("plain"),
-        &["daemon", "--config", daemon.dir.join("virtcdpd.toml").to_str().expect("plain")],
+        &[
+            "daemon",
+            "--config",
+            daemon.dir.join("virtcdpd.toml").to_str().expect("plain"),
+        ],
     );
-    assert!(!second.ok && second.err.contains(&daemon.pid().to_string()), "it names the first: {}", second.err);
+    assert!(
+        !second.ok && second.err.contains(&daemon.pid().to_string()),
+        "it names the first: {}",
+        second.err
+    );
     let began = Instant::now();
     daemon.stop();
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    let jobs = guest.virsh(&["qemu-monitor-command", &name, "{\"execute\":\"query-block-jobs\"}"]);
-    assert!(jobs.contains("\"return\":[]"), "nothing of ours is left in QEMU: {jobs}");
-    let nodes = guest.virsh(&["qemu-monitor-command", &name, "{\"execute\":\"query-named-block-nodes\"}"]);
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
+    let jobs = guest.virsh(&[
+        "qemu-monitor-command",
+        &name,
+        "{\"execute\":\"query-block-jobs\"}",
+    ]);
+    assert!(
+        jobs.contains("\"return\":[]"),
+        "nothing of ours is left in QEMU: {jobs}"
+    );
+    let nodes = guest.virsh(&[
+        "qemu-monitor-command",
+        &name,
+        "{\"execute\":\"query-named-block-nodes\"}",
+    ]);
     assert!(!nodes.contains("vcdp-"), "no node either");
     guest.sh("dd if=/dev/urandom of=/dev/vda bs=4k count=10 oflag=direct");
     daemon.start_again();

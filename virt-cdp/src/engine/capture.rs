@@ -121,9 +121,10 @@ impl Capture {
         if let Some((reason, start)) = gap {
             recorder.open_gap(reason, start).map_err(from_harbor)?;
         }
-        let (taps, purpose) = Self::tap_all(&recorder, harbor, &running, tag, &dir).inspect_err(|_| {
-            let _ = recorder.close();
-        })?;
+        let (taps, purpose) =
+            Self::tap_all(&recorder, harbor, &running, tag, &dir).inspect_err(|_| {
+                let _ = recorder.close();
+            })?;
         let mut capture = Self {
             recorder,
             monitor: running.monitor,
@@ -155,10 +156,20 @@ impl Capture {
                 recorder.volume(id).map_err(from_harbor)?.begin_resync();
             }
             let image = |id| harbor.latest_image(id).map(|image| (id, image));
-            Purpose::Resync(volumes.map(image).collect::<Result<_, _>>().map_err(from_harbor)?)
+            Purpose::Resync(
+                volumes
+                    .map(image)
+                    .collect::<Result<_, _>>()
+                    .map_err(from_harbor)?,
+            )
         } else {
             let seed = |id| harbor.seed(id).map(|writer| (id, writer));
-            Purpose::Seed(volumes.map(seed).collect::<Result<_, _>>().map_err(from_harbor)?)
+            Purpose::Seed(
+                volumes
+                    .map(seed)
+                    .collect::<Result<_, _>>()
+                    .map_err(from_harbor)?,
+            )
         };
         let mut taps: Vec<(VolumeId, Attachment)> = Vec::new();
         for (id, node) in &running.nodes {
@@ -186,8 +197,15 @@ impl Capture {
     ) -> ApiResult<Attachment> {
         let sink = RecorderSink(recorder.volume(id).map_err(from_harbor)?);
         let bitmaps = BitmapNames::new(tag);
-        attach::attach(&*running.monitor, node, &Names::new(tag, id.0), &bitmaps, dir, sink)
-            .map_err(|e| from_attach(&e, &node.name))
+        attach::attach(
+            &*running.monitor,
+            node,
+            &Names::new(tag, id.0),
+            &bitmaps,
+            dir,
+            sink,
+        )
+        .map_err(|e| from_attach(&e, &node.name))
     }
 
     fn start_reader(&mut self, purpose: Purpose, tag: &str, dir: PathBuf) -> ApiResult<()> {
@@ -198,7 +216,11 @@ impl Capture {
         let reading = Reading {
             monitor: Arc::clone(&self.monitor),
             recorder: self.recorder.clone(),
-            exports: self.taps.iter().map(|(id, t)| (*id, t.node.name.clone(), t.names().export.clone())).collect(),
+            exports: self
+                .taps
+                .iter()
+                .map(|(id, t)| (*id, t.node.name.clone(), t.names().export.clone()))
+                .collect(),
             tag: tag.to_owned(),
             dir,
             progress: Arc::clone(&self.progress),
@@ -209,19 +231,31 @@ impl Capture {
             .spawn(move || {
                 let _ = send.send(reading::run(&reading, purpose));
             })
-            .map_err(|e| ApiError::new(ApiErrorKind::ResourceExhausted, format!("cannot start a thread: {e}")))?;
-        self.reader = Some(Reader { thread, outcome, cancelled });
+            .map_err(|e| {
+                ApiError::new(
+                    ApiErrorKind::ResourceExhausted,
+                    format!("cannot start a thread: {e}"),
+                )
+            })?;
+        self.reader = Some(Reader {
+            thread,
+            outcome,
+            cancelled,
+        });
         Ok(())
     }
 
     /// Tells how the reading stands; a finished one is reported once.
     pub(crate) fn read_state(&mut self) -> ReadState {
-        let Some(reader) = &self.reader else { return ReadState::Idle };
+        let Some(reader) = &self.reader else {
+            return ReadState::Idle;
+        };
         let outcome = match reader.outcome.try_recv() {
             Err(mpsc::TryRecvError::Empty) => return ReadState::Reading,
-            Err(mpsc::TryRecvError::Disconnected) => {
-                Err(ApiError::new(ApiErrorKind::Internal, "the reading of the disks ended by a defect"))
-            }
+            Err(mpsc::TryRecvError::Disconnected) => Err(ApiError::new(
+                ApiErrorKind::Internal,
+                "the reading of the disks ended by a defect",
+            )),
             Ok(outcome) => outcome,
         };
         if let Some(reader) = self.reader.take() {
@@ -240,7 +274,11 @@ impl Capture {
 
     /// The volumes whose tap was lost.
     pub(crate) fn lost(&self) -> Vec<VolumeId> {
-        self.taps.iter().filter(|(_, t)| t.is_lost()).map(|(id, _)| *id).collect()
+        self.taps
+            .iter()
+            .filter(|(_, t)| t.is_lost())
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// The volumes that are tapped.
@@ -281,7 +319,10 @@ impl Capture {
             tap.abandon();
         }
         if let Err(error) = self.recorder.close() {
-            tracing::warn!(error = sentence(&error), "the recording was not closed in good order");
+            tracing::warn!(
+                error = sentence(&error),
+                "the recording was not closed in good order"
+            );
         }
     }
 
@@ -298,7 +339,9 @@ fn from_attach(error: &attach::AttachError, node: &str) -> ApiError {
     match error {
         attach::AttachError::Busy { .. } => ApiError::new(ApiErrorKind::FailedPrecondition, what)
             .hint("wait for that job, or end it, then try again"),
-        attach::AttachError::Monitor(e) if e.is_lost() => ApiError::new(ApiErrorKind::Unavailable, what),
+        attach::AttachError::Monitor(e) if e.is_lost() => {
+            ApiError::new(ApiErrorKind::Unavailable, what)
+        }
         _ => ApiError::new(ApiErrorKind::FailedPrecondition, what),
     }
 }

@@ -27,20 +27,33 @@ pub(crate) fn sentence(error: &(dyn Error + 'static)) -> String {
 pub(crate) fn from_harbor(error: HarborError) -> ApiError {
     use ApiErrorKind as K;
     let (kind, hint) = match &error {
-        HarborError::AlreadyExists { .. } => {
-            (K::AlreadyExists, Some("if the old data is no longer wanted, move that directory away"))
+        HarborError::AlreadyExists { .. } => (
+            K::AlreadyExists,
+            Some("if the old data is no longer wanted, move that directory away"),
+        ),
+        HarborError::NoSpace { .. } => (
+            K::ResourceExhausted,
+            Some("make room on that file system, or set state_dir to a larger one"),
+        ),
+        HarborError::NotWritable { .. } => (
+            K::PermissionDenied,
+            Some("make that directory writable for virtcdpd, or set state_dir elsewhere"),
+        ),
+        HarborError::Locked { .. } => (
+            K::FailedPrecondition,
+            Some("another virtcdpd has it open; stop that one first"),
+        ),
+        HarborError::NoSuchPoint(_) => {
+            (K::NotFound, Some("see point-list for the points there are"))
         }
-        HarborError::NoSpace { .. } => {
-            (K::ResourceExhausted, Some("make room on that file system, or set state_dir to a larger one"))
-        }
-        HarborError::NotWritable { .. } => {
-            (K::PermissionDenied, Some("make that directory writable for virtcdpd, or set state_dir elsewhere"))
-        }
-        HarborError::Locked { .. } => (K::FailedPrecondition, Some("another virtcdpd has it open; stop that one first")),
-        HarborError::NoSuchPoint(_) => (K::NotFound, Some("see point-list for the points there are")),
-        HarborError::NotSeeded(_) => (K::FailedPrecondition, Some("wait until the seed has finished; see info")),
+        HarborError::NotSeeded(_) => (
+            K::FailedPrecondition,
+            Some("wait until the seed has finished; see info"),
+        ),
         HarborError::Cancelled => (K::FailedPrecondition, None),
-        HarborError::InvalidDescription(_) | HarborError::TooLong { .. } => (K::InvalidArgument, None),
+        HarborError::InvalidDescription(_) | HarborError::TooLong { .. } => {
+            (K::InvalidArgument, None)
+        }
         _ => (K::Internal, None),
     };
     with(kind, sentence(&error), hint)
@@ -50,12 +63,24 @@ pub(crate) fn from_harbor(error: HarborError) -> ApiError {
 pub(crate) fn from_libvirt(error: LibvirtError) -> ApiError {
     use ApiErrorKind as K;
     let (kind, hint) = match error.kind {
-        ErrorKind::NotConnected => (K::Unavailable, Some("is libvirtd running? see [libvirt] uri in the configuration")),
-        ErrorKind::NoSuchDomain => (K::NotFound, Some("see 'virsh list --all' for the domains there are")),
+        ErrorKind::NotConnected => (
+            K::Unavailable,
+            Some("is libvirtd running? see [libvirt] uri in the configuration"),
+        ),
+        ErrorKind::NoSuchDomain => (
+            K::NotFound,
+            Some("see 'virsh list --all' for the domains there are"),
+        ),
         ErrorKind::DomainOff => (K::FailedPrecondition, Some("start the domain first")),
         ErrorKind::DomainExists => (K::AlreadyExists, Some("choose another name with --name")),
-        ErrorKind::NoSuchNetwork => (K::NotFound, Some("see 'virsh net-list --all' for the networks there are")),
-        ErrorKind::NetworkOff => (K::FailedPrecondition, Some("start it with 'virsh net-start'")),
+        ErrorKind::NoSuchNetwork => (
+            K::NotFound,
+            Some("see 'virsh net-list --all' for the networks there are"),
+        ),
+        ErrorKind::NetworkOff => (
+            K::FailedPrecondition,
+            Some("start it with 'virsh net-start'"),
+        ),
         ErrorKind::Denied => (K::PermissionDenied, None),
         ErrorKind::AgentSilent | ErrorKind::Busy => (K::Unavailable, Some("try again")),
         ErrorKind::BadXml => (K::InvalidArgument, None),
@@ -67,7 +92,11 @@ pub(crate) fn from_libvirt(error: LibvirtError) -> ApiError {
 
 /// An error of QEMU's monitor.
 pub(crate) fn from_monitor(error: &MonitorError) -> ApiError {
-    let kind = if error.is_lost() { ApiErrorKind::Unavailable } else { ApiErrorKind::FailedPrecondition };
+    let kind = if error.is_lost() {
+        ApiErrorKind::Unavailable
+    } else {
+        ApiErrorKind::FailedPrecondition
+    };
     ApiError::new(kind, sentence(error))
 }
 

@@ -10,52 +10,79 @@ use crate::{
 };
 
 /// Starts the export; everything that can be refused is refused before it starts.
-pub(crate) fn start(jobs: &Jobs, harbor: &Harbor, request: &v1::ExportRequest) -> ApiResult<v1::Job> {
+pub(crate) fn start(
+    jobs: &Jobs,
+    harbor: &Harbor,
+    request: &v1::ExportRequest,
+) -> ApiResult<v1::Job> {
     let point = moments::resolve(&request.name, harbor, request.at.as_ref())?;
     let description = harbor.description();
     for disk in &request.disks {
         if !description.volumes.iter().any(|v| v.target == *disk) {
-            let targets: Vec<&str> = description.volumes.iter().map(|v| v.target.as_str()).collect();
-            return Err(ApiError::new(ApiErrorKind::NotFound, format!("'{}' has no protected disk '{disk}'", request.name))
-                .hint(format!("it has: {}", targets.join(", "))));
+            let targets: Vec<&str> = description
+                .volumes
+                .iter()
+                .map(|v| v.target.as_str())
+                .collect();
+            return Err(ApiError::new(
+                ApiErrorKind::NotFound,
+                format!("'{}' has no protected disk '{disk}'", request.name),
+            )
+            .hint(format!("it has: {}", targets.join(", "))));
         }
     }
     let dir = PathBuf::from(&request.dir);
     if !dir.is_absolute() {
-        return Err(ApiError::new(ApiErrorKind::InvalidArgument, format!("{:?} is not an absolute path", request.dir)));
+        return Err(ApiError::new(
+            ApiErrorKind::InvalidArgument,
+            format!("{:?} is not an absolute path", request.dir),
+        ));
     }
     fs::create_dir_all(&dir).map_err(|e| {
         let kind = match e.kind() {
             io::ErrorKind::PermissionDenied => ApiErrorKind::PermissionDenied,
             _ => ApiErrorKind::InvalidArgument,
         };
-        ApiError::new(kind, format!("cannot make {}: {e}", dir.display())).hint("name a directory virtcdpd can write to")
+        ApiError::new(kind, format!("cannot make {}: {e}", dir.display()))
+            .hint("name a directory virtcdpd can write to")
     })?;
     let wanted = |target: &String| request.disks.is_empty() || request.disks.contains(target);
     let mut volumes = Vec::new();
     for volume in description.volumes.iter().filter(|v| wanted(&v.target)) {
         let path = dir.join(format!("{}.qcow2", names::component(&volume.target)));
         if path.exists() {
-            return Err(ApiError::new(ApiErrorKind::AlreadyExists, format!("{} is there already", path.display()))
-                .hint("remove it, or export to another directory"));
+            return Err(ApiError::new(
+                ApiErrorKind::AlreadyExists,
+                format!("{} is there already", path.display()),
+            )
+            .hint("remove it, or export to another directory"));
         }
         volumes.push((volume.id, volume.size, path));
     }
     let view = harbor.view(point.id).map_err(from_harbor)?;
     let total: u64 = volumes.iter().map(|(_, size, _)| size).sum();
-    jobs.start("export", &request.name, Some(messages::point(&point)), move |job| {
-        let mut before = 0;
-        job.progress(0, total);
-        for (id, size, path) in volumes {
-            view.export(id, &path, &mut |done| {
-                job.progress(before + done, total);
-                if job.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })
-            .map_err(from_harbor)?;
-            job.wrote(path.display().to_string());
-            before += size;
-        }
-        job.progress(total, total);
-        Ok(())
-    })
+    jobs.start(
+        "export",
+        &request.name,
+        Some(messages::point(&point)),
+        move |job| {
+            let mut before = 0;
+            job.progress(0, total);
+            for (id, size, path) in volumes {
+                view.export(id, &path, &mut |done| {
+                    job.progress(before + done, total);
+                    if job.is_cancelled() {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
+                })
+                .map_err(from_harbor)?;
+                job.wrote(path.display().to_string());
+                before += size;
+            }
+            job.progress(total, total);
+            Ok(())
+        },
+    )
 }

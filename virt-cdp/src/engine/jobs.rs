@@ -48,7 +48,11 @@ impl JobHandle {
     pub(crate) fn progress(&self, done: u64, total: u64) {
         let mut record = guard(&self.record);
         let what = record.kind.clone();
-        record.progress = Some(v1::Progress { what, done_bytes: done, total_bytes: total });
+        record.progress = Some(v1::Progress {
+            what,
+            done_bytes: done,
+            total_bytes: total,
+        });
     }
 
     /// Notes a file that was written whole.
@@ -102,14 +106,25 @@ impl Jobs {
             .spawn(move || {
                 let outcome = catch_unwind(AssertUnwindSafe(|| work(&for_worker)));
                 for_worker.end(outcome.unwrap_or_else(|_| {
-                    Err(ApiError::new(ApiErrorKind::Internal, "the job ended by a defect; the log has it"))
+                    Err(ApiError::new(
+                        ApiErrorKind::Internal,
+                        "the job ended by a defect; the log has it",
+                    ))
                 }));
             })
-            .map_err(|e| ApiError::new(ApiErrorKind::ResourceExhausted, format!("cannot start the job: {e}")))?;
+            .map_err(|e| {
+                ApiError::new(
+                    ApiErrorKind::ResourceExhausted,
+                    format!("cannot start the job: {e}"),
+                )
+            })?;
         let mut jobs = guard(&self.jobs);
         jobs.insert(id, Arc::clone(&handle));
-        let ended: Vec<u64> =
-            jobs.iter().filter(|(_, j)| j.record().state != "running").map(|(id, _)| *id).collect();
+        let ended: Vec<u64> = jobs
+            .iter()
+            .filter(|(_, j)| j.record().state != "running")
+            .map(|(id, _)| *id)
+            .collect();
         for id in ended.iter().take(ended.len().saturating_sub(ENDED_MAX)) {
             jobs.remove(id);
         }
@@ -118,15 +133,21 @@ impl Jobs {
 
     /// Finds a job.
     pub(crate) fn get(&self, id: &str) -> ApiResult<Arc<JobHandle>> {
-        id.parse().ok().and_then(|id: u64| guard(&self.jobs).get(&id).cloned()).ok_or_else(|| {
-            ApiError::new(ApiErrorKind::NotFound, format!("there is no job '{id}'"))
-                .hint("jobs do not outlive the daemon; start the work again")
-        })
+        id.parse()
+            .ok()
+            .and_then(|id: u64| guard(&self.jobs).get(&id).cloned())
+            .ok_or_else(|| {
+                ApiError::new(ApiErrorKind::NotFound, format!("there is no job '{id}'"))
+                    .hint("jobs do not outlive the daemon; start the work again")
+            })
     }
 
     /// How many jobs run now.
     pub(crate) fn running(&self) -> usize {
-        guard(&self.jobs).values().filter(|j| j.record().state == "running").count()
+        guard(&self.jobs)
+            .values()
+            .filter(|j| j.record().state == "running")
+            .count()
     }
 
     /// Asks every running job to stop.

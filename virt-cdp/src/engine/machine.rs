@@ -145,7 +145,13 @@ impl Machine {
         }
         if status.state != state {
             status.since = now();
-            tracing::info!(machine = self.name, from = status.state.name(), to = state.name(), detail, "state");
+            tracing::info!(
+                machine = self.name,
+                from = status.state.name(),
+                to = state.name(),
+                detail,
+                "state"
+            );
         }
         status.state = state;
         detail.clone_into(&mut status.detail);
@@ -167,16 +173,29 @@ impl Machine {
     }
 
     /// Sends a command and waits for its answer.
-    pub(crate) fn ask<T>(&self, command: impl FnOnce(mpsc::Sender<ApiResult<T>>) -> Command) -> ApiResult<T> {
+    pub(crate) fn ask<T>(
+        &self,
+        command: impl FnOnce(mpsc::Sender<ApiResult<T>>) -> Command,
+    ) -> ApiResult<T> {
         let (answer, answered) = mpsc::channel();
-        let gone = |_| ApiError::new(ApiErrorKind::Unavailable, format!("machine '{}' is being put down", self.name));
-        self.commands.send(command(answer)).map_err(|e| gone(e.to_string()))?;
+        let gone = |_| {
+            ApiError::new(
+                ApiErrorKind::Unavailable,
+                format!("machine '{}' is being put down", self.name),
+            )
+        };
+        self.commands
+            .send(command(answer))
+            .map_err(|e| gone(e.to_string()))?;
         match answered.recv_timeout(COMMAND_DEADLINE) {
             Ok(outcome) => outcome,
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(gone(String::new())),
             Err(mpsc::RecvTimeoutError::Timeout) => Err(ApiError::new(
                 ApiErrorKind::Unavailable,
-                format!("machine '{}' does not answer; QEMU or libvirt may hang", self.name),
+                format!(
+                    "machine '{}' does not answer; QEMU or libvirt may hang",
+                    self.name
+                ),
             )),
         }
     }

@@ -37,7 +37,9 @@ pub(crate) fn point(point: &Point) -> v1::Point {
 }
 
 fn gap(gap: &Gap) -> v1::Gap {
-    let reason = serde_json::to_value(gap.reason).ok().and_then(|v| v.as_str().map(str::to_owned));
+    let reason = serde_json::to_value(gap.reason)
+        .ok()
+        .and_then(|v| v.as_str().map(str::to_owned));
     v1::Gap {
         start_ns: time(gap.start),
         end_ns: gap.end.map_or(0, time),
@@ -64,7 +66,11 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
     let stats = status.stats.unwrap_or_default();
     let reading = matches!(status.state, State::Seeding | State::Resyncing);
     let progress = status.progress.filter(|_| reading).map(|p| v1::Progress {
-        what: if status.state == State::Seeding { "seed".into() } else { "resync".into() },
+        what: if status.state == State::Seeding {
+            "seed".into()
+        } else {
+            "resync".into()
+        },
         done_bytes: p.done.load(Ordering::Relaxed),
         total_bytes: p.total.load(Ordering::Relaxed),
     });
@@ -100,7 +106,11 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
         written_bytes: stats.write_bytes,
         point_interval_ms: description.point_interval_ms,
         harbor: harbor.dir().display().to_string(),
-        gaps: gaps.iter().skip(gaps.len().saturating_sub(GAPS_MAX)).map(gap).collect(),
+        gaps: gaps
+            .iter()
+            .skip(gaps.len().saturating_sub(GAPS_MAX))
+            .map(gap)
+            .collect(),
         created_ns: time(description.created),
     }
 }

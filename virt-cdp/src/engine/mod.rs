@@ -98,8 +98,9 @@ impl Engine {
         make_dir(&private_dir, 0o700)?;
         make_dir(&harbors, 0o700)?;
         let records = config.state_dir.join("takeovers");
-        let (takeovers, problems) = Takeovers::open(records.clone(), config.takeover.overlay_dir.clone())
-            .map_err(|e| dir_error(&records, &e))?;
+        let (takeovers, problems) =
+            Takeovers::open(records.clone(), config.takeover.overlay_dir.clone())
+                .map_err(|e| dir_error(&records, &e))?;
         let engine = Arc::new(Self {
             config: config.clone(),
             harbors,
@@ -122,7 +123,11 @@ impl Engine {
             let dir = entry.path();
             if let Err(e) = self.open_harbor(&dir) {
                 tracing::error!(harbor = %dir.display(), error = e.what, "a harbor cannot be opened");
-                guard(&self.problems).push(format!("harbor {} cannot be opened: {}", dir.display(), e.what));
+                guard(&self.problems).push(format!(
+                    "harbor {} cannot be opened: {}",
+                    dir.display(),
+                    e.what
+                ));
             }
         }
         Ok(())
@@ -134,7 +139,10 @@ impl Engine {
             tracing::info!(harbor = %dir.display(), points = report.points, "harbor opened");
         } else {
             tracing::warn!(harbor = %dir.display(), ?report, "harbor opened after recovery");
-            let damage = report.damage.iter().map(|d| format!("harbor {}: {d}", dir.display()));
+            let damage = report
+                .damage
+                .iter()
+                .map(|d| format!("harbor {}: {d}", dir.display()));
             guard(&self.problems).extend(damage);
         }
         let served = self.takeovers.serve_again(&harbor, &self.views);
@@ -144,7 +152,11 @@ impl Engine {
     }
 
     /// Starts the supervisor of a harbor's machine.
-    fn look_after(self: &Arc<Self>, harbor: Harbor, left_out: Vec<String>) -> ApiResult<Arc<Machine>> {
+    fn look_after(
+        self: &Arc<Self>,
+        harbor: Harbor,
+        left_out: Vec<String>,
+    ) -> ApiResult<Arc<Machine>> {
         let description = harbor.description();
         let source = self.source(&description.source, &description.volumes)?;
         let (machine, commands) = Machine::new(harbor, left_out);
@@ -154,8 +166,12 @@ impl Engine {
             private_dir: self.private_dir.clone(),
             bitmap_interval: self.config.capture.bitmap_interval,
         };
-        supervisor::start(&machine, commands, setting)
-            .map_err(|e| ApiError::new(ApiErrorKind::ResourceExhausted, format!("cannot start a thread: {e}")))?;
+        supervisor::start(&machine, commands, setting).map_err(|e| {
+            ApiError::new(
+                ApiErrorKind::ResourceExhausted,
+                format!("cannot start a thread: {e}"),
+            )
+        })?;
         guard(&self.machines).insert(machine.name.clone(), Arc::clone(&machine));
         Ok(machine)
     }
@@ -170,7 +186,8 @@ impl Engine {
                 let engine = Arc::downgrade(self);
                 let uri = uri.clone();
                 let connect = move || {
-                    let gone = || ApiError::new(ApiErrorKind::Unavailable, "the daemon is being put down");
+                    let gone =
+                        || ApiError::new(ApiErrorKind::Unavailable, "the daemon is being put down");
                     engine.upgrade().ok_or_else(gone)?.hypervisor(&uri)
                 };
                 Arc::new(DomainSource::new(Box::new(connect), uuid.clone()))
@@ -237,19 +254,25 @@ impl Engine {
 
     fn machine(&self, name: &str) -> ApiResult<Arc<Machine>> {
         guard(&self.machines).get(name).cloned().ok_or_else(|| {
-            ApiError::new(ApiErrorKind::NotFound, format!("'{name}' is not protected"))
-                .hint("see 'virt-cdp list' for the machines there are, 'virt-cdp protect' to add one")
+            ApiError::new(ApiErrorKind::NotFound, format!("'{name}' is not protected")).hint(
+                "see 'virt-cdp list' for the machines there are, 'virt-cdp protect' to add one",
+            )
         })
     }
 
     fn user_access(&self) -> Access {
-        Access { mode: 0o660, owner: self.socket_owner() }
+        Access {
+            mode: 0o660,
+            owner: self.socket_owner(),
+        }
     }
 
     /// Owner of the API's socket: who may use the API may read views.
     fn socket_owner(&self) -> Option<(u32, u32)> {
         use std::os::unix::fs::MetadataExt;
-        fs::metadata(&self.config.socket).ok().map(|m| (m.uid(), m.gid()))
+        fs::metadata(&self.config.socket)
+            .ok()
+            .map(|m| (m.uid(), m.gid()))
     }
 }
 
@@ -276,10 +299,16 @@ impl api::Engine for EngineHandle {
         for machine in &machines {
             let status = machine.status();
             if status.state == State::Failed {
-                problems.push(format!("machine '{}' is not captured: {}", machine.name, status.detail));
+                problems.push(format!(
+                    "machine '{}' is not captured: {}",
+                    machine.name, status.detail
+                ));
             }
         }
-        let protected = machines.iter().filter(|m| m.status().state == State::Protected).count();
+        let protected = machines
+            .iter()
+            .filter(|m| m.status().state == State::Protected)
+            .count();
         let space = rustix::fs::statvfs(&engine.config.state_dir)
             .map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
         Ok(v1::StatusReply {
@@ -313,7 +342,9 @@ impl api::Engine for EngineHandle {
 
     fn list_machines(&self) -> ApiResult<v1::MachineList> {
         let machines: Vec<Arc<Machine>> = guard(&self.0.machines).values().cloned().collect();
-        Ok(v1::MachineList { machines: machines.iter().map(|m| messages::machine(m)).collect() })
+        Ok(v1::MachineList {
+            machines: machines.iter().map(|m| messages::machine(m)).collect(),
+        })
     }
 
     fn get_machine(&self, request: v1::MachineRequest) -> ApiResult<v1::Machine> {
@@ -324,13 +355,20 @@ impl api::Engine for EngineHandle {
         let harbor = self.0.machine(&request.name)?.harbor();
         let from = moments::bound(&harbor, request.from.as_ref())?;
         let to = moments::bound(&harbor, request.to.as_ref())?;
-        let limit = if request.limit == 0 { usize::MAX } else { request.limit as usize };
+        let limit = if request.limit == 0 {
+            usize::MAX
+        } else {
+            request.limit as usize
+        };
         let mut points = harbor.points_between(from, to, limit.saturating_add(1));
         let truncated = points.len() > limit;
         if truncated {
             points.remove(0);
         }
-        Ok(v1::PointList { points: points.iter().map(messages::point).collect(), truncated })
+        Ok(v1::PointList {
+            points: points.iter().map(messages::point).collect(),
+            truncated,
+        })
     }
 
     fn create_point(&self, request: v1::CreatePointRequest) -> ApiResult<v1::Point> {
@@ -344,11 +382,19 @@ impl api::Engine for EngineHandle {
         let harbor = self.0.machine(&request.name)?.harbor();
         let point = moments::resolve(&request.name, &harbor, request.at.as_ref())?;
         let view = harbor.view(point.id).map_err(from_harbor)?;
-        self.0.views.open(&harbor.description(), view, Holder::User, None, self.0.user_access())
+        self.0.views.open(
+            &harbor.description(),
+            view,
+            Holder::User,
+            None,
+            self.0.user_access(),
+        )
     }
 
     fn list_views(&self) -> ApiResult<v1::ViewList> {
-        Ok(v1::ViewList { views: self.0.views.list() })
+        Ok(v1::ViewList {
+            views: self.0.views.list(),
+        })
     }
 
     fn close_view(&self, request: v1::CloseViewRequest) -> ApiResult<()> {
@@ -380,29 +426,52 @@ impl api::Engine for EngineHandle {
         };
         let hypervisor = self.0.hypervisor(&uri)?;
         let (takeover, dropped) =
-            self.0.takeovers.start(&harbor, &hypervisor, &self.0.views, point.id, &request)?;
+            self.0
+                .takeovers
+                .start(&harbor, &hypervisor, &self.0.views, point.id, &request)?;
         let ready_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(name = takeover.name, machine = request.name, point = point.id.0, ready_ms, "takeover");
-        Ok(v1::TakeoverReply { takeover: Some(takeover), dropped, ready_ms })
+        tracing::info!(
+            name = takeover.name,
+            machine = request.name,
+            point = point.id.0,
+            ready_ms,
+            "takeover"
+        );
+        Ok(v1::TakeoverReply {
+            takeover: Some(takeover),
+            dropped,
+            ready_ms,
+        })
     }
 
     fn list_takeovers(&self) -> ApiResult<v1::TakeoverList> {
-        Ok(v1::TakeoverList { takeovers: self.0.takeovers.list(|uri| self.0.hypervisor(uri)) })
+        Ok(v1::TakeoverList {
+            takeovers: self.0.takeovers.list(|uri| self.0.hypervisor(uri)),
+        })
     }
 
     fn discard_takeover(&self, request: v1::TakeoverNameRequest) -> ApiResult<()> {
-        let hypervisor = self.0.hypervisor(&self.0.takeovers.uri_of(&request.name)?)?;
-        self.0.takeovers.discard(&request.name, &hypervisor, &self.0.views)
+        let hypervisor = self
+            .0
+            .hypervisor(&self.0.takeovers.uri_of(&request.name)?)?;
+        self.0
+            .takeovers
+            .discard(&request.name, &hypervisor, &self.0.views)
     }
 
     fn commit_takeover(&self, request: v1::TakeoverNameRequest) -> ApiResult<v1::Job> {
-        let hypervisor = self.0.hypervisor(&self.0.takeovers.uri_of(&request.name)?)?;
+        let hypervisor = self
+            .0
+            .hypervisor(&self.0.takeovers.uri_of(&request.name)?)?;
         let point = self.0.takeovers.begin_commit(&request.name)?;
         let (takeovers, views) = (Arc::clone(&self.0.takeovers), Arc::clone(&self.0.views));
         let name = request.name.clone();
-        self.0.jobs.start("commit", &request.name, Some(messages::point(&point)), move |job| {
-            takeovers.commit(&name, &hypervisor, &views, job)
-        })
+        self.0.jobs.start(
+            "commit",
+            &request.name,
+            Some(messages::point(&point)),
+            move |job| takeovers.commit(&name, &hypervisor, &views, job),
+        )
     }
 
     fn shutdown(&self) {
@@ -433,6 +502,9 @@ fn dir_error(dir: &Path, error: &std::io::Error) -> ApiError {
         std::io::ErrorKind::StorageFull => ApiErrorKind::ResourceExhausted,
         _ => ApiErrorKind::Internal,
     };
-    ApiError::new(kind, format!("cannot use the directory {}: {error}", dir.display()))
-        .hint("make it writable for virtcdpd, or choose another in the configuration")
+    ApiError::new(
+        kind,
+        format!("cannot use the directory {}: {error}", dir.display()),
+    )
+    .hint("make it writable for virtcdpd, or choose another in the configuration")
 }

@@ -9,7 +9,8 @@ use crate::{
 
 /// Finds the point `at` means: the newest not later than a time, a point by number, or the newest.
 pub(crate) fn resolve(machine: &str, harbor: &Harbor, at: Option<&v1::At>) -> ApiResult<Point> {
-    let none = |what: String, hint: String| Err(ApiError::new(ApiErrorKind::NotFound, what).hint(hint));
+    let none =
+        |what: String, hint: String| Err(ApiError::new(ApiErrorKind::NotFound, what).hint(hint));
     let Some(first) = harbor.points().into_iter().next() else {
         return none(
             format!("'{machine}' has no recovery point yet"),
@@ -28,7 +29,10 @@ pub(crate) fn resolve(machine: &str, harbor: &Harbor, at: Option<&v1::At>) -> Ap
         Some(v1::at::At::TimeNs(ns)) => match harbor.point_at(timestamp(ns)) {
             Some(point) => Ok(point),
             None => none(
-                format!("'{machine}' has no recovery point at or before {}", timestamp(ns)),
+                format!(
+                    "'{machine}' has no recovery point at or before {}",
+                    timestamp(ns)
+                ),
                 format!("the first is {}, of {}", first.id, first.time),
             ),
         },
@@ -43,8 +47,11 @@ pub(crate) fn bound(harbor: &Harbor, at: Option<&v1::At>) -> ApiResult<Option<Ti
         Some(v1::at::At::TimeNs(ns)) => Ok(Some(timestamp(ns))),
         Some(v1::at::At::Point(id)) => match harbor.point(PointId(id)) {
             Some(point) => Ok(Some(point.time)),
-            None => Err(ApiError::new(ApiErrorKind::NotFound, format!("there is no recovery point {id}"))
-                .hint("see 'virt-cdp point-list'")),
+            None => Err(ApiError::new(
+                ApiErrorKind::NotFound,
+                format!("there is no recovery point {id}"),
+            )
+            .hint("see 'virt-cdp point-list'")),
         },
     }
 }

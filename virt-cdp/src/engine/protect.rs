@@ -4,7 +4,10 @@
 
 use std::{fs, path::PathBuf, sync::Arc};
 
-use cdp_core::{Harbor, MachineDescription, MachineSource, Mode, VolumeDescription, VolumeId, machine::FORMAT_VERSION};
+use cdp_core::{
+    Harbor, MachineDescription, MachineSource, Mode, VolumeDescription, VolumeId,
+    machine::FORMAT_VERSION,
+};
 use qemu_hook::node::Verdict;
 
 use crate::{
@@ -31,19 +34,31 @@ struct Asked {
 
 impl Engine {
     /// Starts to protect a machine; the seed goes on after the return.
-    pub(crate) fn protect(self: &Arc<Self>, request: &v1::ProtectRequest) -> ApiResult<v1::Machine> {
+    pub(crate) fn protect(
+        self: &Arc<Self>,
+        request: &v1::ProtectRequest,
+    ) -> ApiResult<v1::Machine> {
         let asked = self.asked(request)?;
         let _roster = guard(&self.roster);
         if let Some(known) = self.known(&asked)? {
             return self.protect_again(&known, request);
         }
-        let nodes = if asked.by_node { asked.targets.clone() } else { Vec::new() };
-        let placeholders: Vec<VolumeDescription> = nodes.iter().map(|n| volume(0, n, 1, Some(n.clone()))).collect();
+        let nodes = if asked.by_node {
+            asked.targets.clone()
+        } else {
+            Vec::new()
+        };
+        let placeholders: Vec<VolumeDescription> = nodes
+            .iter()
+            .map(|n| volume(0, n, 1, Some(n.clone())))
+            .collect();
         let source = self.source(&asked.source, &placeholders)?;
         match source.presence() {
             Presence::Running(_) => {}
             Presence::Off => return Err(off(&asked)),
-            Presence::Unknown(reason) => return Err(ApiError::new(ApiErrorKind::Unavailable, reason)),
+            Presence::Unknown(reason) => {
+                return Err(ApiError::new(ApiErrorKind::Unavailable, reason));
+            }
         }
         let (volumes, left_out) = choose(&asked, source.disks()?)?;
         // One connection at a time: the supervisor makes its own.
@@ -54,48 +69,79 @@ impl Engine {
             harbor.record_xml(&xml).map_err(from_harbor)?;
         }
         let dir = harbor.dir().to_path_buf();
-        let started = self.look_after(harbor, left_out).and_then(|machine| {
-            machine.ask(Command::Start).map(|()| machine)
-        });
-        started.map(|machine| messages::machine(&machine)).map_err(|error| {
-            self.forget(&asked.name);
-            remove_harbor(&dir).err().unwrap_or(error)
-        })
+        let started = self
+            .look_after(harbor, left_out)
+            .and_then(|machine| machine.ask(Command::Start).map(|()| machine));
+        started
+            .map(|machine| messages::machine(&machine))
+            .map_err(|error| {
+                self.forget(&asked.name);
+                remove_harbor(&dir).err().unwrap_or(error)
+            })
     }
 
     fn asked(self: &Arc<Self>, request: &v1::ProtectRequest) -> ApiResult<Asked> {
         names::check("machine", &request.name)?;
-        let invalid = |what: &str, hint: &str| Err(ApiError::new(ApiErrorKind::InvalidArgument, what).hint(hint));
+        let invalid = |what: &str, hint: &str| {
+            Err(ApiError::new(ApiErrorKind::InvalidArgument, what).hint(hint))
+        };
         if request.qmp_socket.is_empty() {
             if !request.nodes.is_empty() {
-                return invalid("--node needs --qmp", "use --disk for the disks of a libvirt domain");
+                return invalid(
+                    "--node needs --qmp",
+                    "use --disk for the disks of a libvirt domain",
+                );
             }
             let uri = self.config.libvirt.uri.clone();
-            let domain = self.hypervisor(&uri)?.lookup(&request.name).map_err(from_libvirt)?;
+            let domain = self
+                .hypervisor(&uri)?
+                .lookup(&request.name)
+                .map_err(from_libvirt)?;
             return Ok(Asked {
                 name: domain.name().to_owned(),
-                source: MachineSource::Libvirt { uri, uuid: domain.uuid().to_owned() },
+                source: MachineSource::Libvirt {
+                    uri,
+                    uuid: domain.uuid().to_owned(),
+                },
                 targets: request.disks.clone(),
                 by_node: false,
             });
         }
         let socket = PathBuf::from(&request.qmp_socket);
         if !socket.is_absolute() {
-            return invalid("the QMP socket's path is not absolute", "give the whole path to --qmp");
+            return invalid(
+                "the QMP socket's path is not absolute",
+                "give the whole path to --qmp",
+            );
         }
         if !request.nodes.is_empty() && !request.disks.is_empty() {
-            return invalid("--disk and --node exclude each other", "name devices, or nodes");
+            return invalid(
+                "--disk and --node exclude each other",
+                "name devices, or nodes",
+            );
         }
         let by_node = !request.nodes.is_empty();
-        let targets = if by_node { request.nodes.clone() } else { request.disks.clone() };
-        Ok(Asked { name: request.name.clone(), source: MachineSource::Qmp { socket }, targets, by_node })
+        let targets = if by_node {
+            request.nodes.clone()
+        } else {
+            request.disks.clone()
+        };
+        Ok(Asked {
+            name: request.name.clone(),
+            source: MachineSource::Qmp { socket },
+            targets,
+            by_node,
+        })
     }
 
     /// The machine of that name or source, if there is one.
     fn known(&self, asked: &Asked) -> ApiResult<Option<Arc<Machine>>> {
         let machines = guard(&self.machines);
         let same = |m: &&Arc<Machine>| m.description().source == asked.source;
-        let Some(found) = machines.get(&asked.name).or_else(|| machines.values().find(same)) else {
+        let Some(found) = machines
+            .get(&asked.name)
+            .or_else(|| machines.values().find(same))
+        else {
             return Ok(None);
         };
         let description = found.description();
@@ -105,19 +151,38 @@ impl Engine {
                 .hint(format!("see 'virt-cdp info {}'", description.name)));
         }
         if description.source != asked.source {
-            let what = format!("there is a harbor '{}' of another machine", description.name);
-            return Err(ApiError::new(ApiErrorKind::AlreadyExists, what)
-                .hint("remove it with 'virt-cdp unprotect NAME --delete', or choose another name"));
+            let what = format!(
+                "there is a harbor '{}' of another machine",
+                description.name
+            );
+            return Err(ApiError::new(ApiErrorKind::AlreadyExists, what).hint(
+                "remove it with 'virt-cdp unprotect NAME --delete', or choose another name",
+            ));
         }
         Ok(Some(Arc::clone(found)))
     }
 
     /// Goes on with the harbor of a machine that was unprotected; what was missed is read.
-    fn protect_again(&self, machine: &Arc<Machine>, request: &v1::ProtectRequest) -> ApiResult<v1::Machine> {
-        let kept: Vec<String> = machine.description().volumes.iter().map(|v| v.target.clone()).collect();
+    fn protect_again(
+        &self,
+        machine: &Arc<Machine>,
+        request: &v1::ProtectRequest,
+    ) -> ApiResult<v1::Machine> {
+        let kept: Vec<String> = machine
+            .description()
+            .volumes
+            .iter()
+            .map(|v| v.target.clone())
+            .collect();
         let asked: Vec<&String> = request.disks.iter().chain(&request.nodes).collect();
-        if !asked.is_empty() && (asked.len() != kept.len() || asked.iter().any(|a| !kept.contains(a))) {
-            let what = format!("the harbor of '{}' has the disks {}", machine.name, kept.join(", "));
+        if !asked.is_empty()
+            && (asked.len() != kept.len() || asked.iter().any(|a| !kept.contains(a)))
+        {
+            let what = format!(
+                "the harbor of '{}' has the disks {}",
+                machine.name,
+                kept.join(", ")
+            );
             return Err(ApiError::new(ApiErrorKind::FailedPrecondition, what)
                 .hint("protect it without --disk, or remove the harbor with 'virt-cdp unprotect NAME --delete'"));
         }
@@ -134,7 +199,8 @@ impl Engine {
             format_version: FORMAT_VERSION,
             name: asked.name.clone(),
             machine_id: libvirt_driver::takeover::new_uuid().map_err(from_libvirt)?,
-            point_interval_ms: u64::try_from(self.config.capture.point_interval.as_millis()).unwrap_or(u64::MAX),
+            point_interval_ms: u64::try_from(self.config.capture.point_interval.as_millis())
+                .unwrap_or(u64::MAX),
             created: now(),
             mode: Mode::Active,
             source: asked.source.clone(),
@@ -158,9 +224,18 @@ impl Engine {
             return machine.ask(|answer| Command::SetMode(Mode::Released, answer));
         }
         let mut users = self.views.holders(&request.name);
-        users.extend(self.takeovers.of_machine(&description.machine_id).iter().map(|t| format!("takeover '{t}'")));
+        users.extend(
+            self.takeovers
+                .of_machine(&description.machine_id)
+                .iter()
+                .map(|t| format!("takeover '{t}'")),
+        );
         if !users.is_empty() {
-            let what = format!("the harbor of '{}' is in use: {}", request.name, users.join(", "));
+            let what = format!(
+                "the harbor of '{}' is in use: {}",
+                request.name,
+                users.join(", ")
+            );
             return Err(ApiError::new(ApiErrorKind::FailedPrecondition, what)
                 .hint("close the views, and commit or discard the takeovers, first"));
         }
@@ -189,13 +264,22 @@ impl Engine {
         };
         match (now, mode) {
             (Mode::Released, _) => {
-                return refused(format!("'{name}' is not protected any more"), "protect it again first");
+                return refused(
+                    format!("'{name}' is not protected any more"),
+                    "protect it again first",
+                );
             }
             (Mode::Suspended, Mode::Suspended) => {
-                return refused(format!("'{name}' is suspended already"), "use resume to go on");
+                return refused(
+                    format!("'{name}' is suspended already"),
+                    "use resume to go on",
+                );
             }
             (Mode::Active, Mode::Active) => {
-                return refused(format!("'{name}' is not suspended"), "see 'virt-cdp info' for its state");
+                return refused(
+                    format!("'{name}' is not suspended"),
+                    "see 'virt-cdp info' for its state",
+                );
             }
             _ => {}
         }
@@ -209,11 +293,16 @@ impl Engine {
 
 /// Which of the found disks become volumes, and what is said of the others.
 fn choose(asked: &Asked, found: Vec<Found>) -> ApiResult<(Vec<VolumeDescription>, Vec<String>)> {
-    let refuse = |what: String, hint: String| Err(ApiError::new(ApiErrorKind::FailedPrecondition, what).hint(hint));
+    let refuse = |what: String, hint: String| {
+        Err(ApiError::new(ApiErrorKind::FailedPrecondition, what).hint(hint))
+    };
     let names: Vec<&str> = found.iter().map(|f| f.target.as_str()).collect();
     if let Some(unknown) = asked.targets.iter().find(|t| !names.contains(&t.as_str())) {
-        return Err(ApiError::new(ApiErrorKind::NotFound, format!("'{}' has no disk '{unknown}'", asked.name))
-            .hint(format!("it has: {}", names.join(", "))));
+        return Err(ApiError::new(
+            ApiErrorKind::NotFound,
+            format!("'{}' has no disk '{unknown}'", asked.name),
+        )
+        .hint(format!("it has: {}", names.join(", "))));
     }
     let (mut volumes, mut left_out) = (Vec::new(), Vec::new());
     for disk in &found {
@@ -232,7 +321,10 @@ fn choose(asked: &Asked, found: Vec<Found>) -> ApiResult<(Vec<VolumeDescription>
                 volumes.push(volume);
             }
             Verdict::LeftOut(reason) if named => {
-                return refuse(format!("disk {} cannot be protected: {reason}", disk.target), "leave it out of --disk".into());
+                return refuse(
+                    format!("disk {} cannot be protected: {reason}", disk.target),
+                    "leave it out of --disk".into(),
+                );
             }
             Verdict::LeftOut(reason) => left_out.push(format!("{}: {reason}", disk.target)),
             Verdict::Refused(reason) => {
@@ -246,7 +338,11 @@ fn choose(asked: &Asked, found: Vec<Found>) -> ApiResult<(Vec<VolumeDescription>
     if volumes.is_empty() {
         return refuse(
             format!("'{}' has no disk that can be protected", asked.name),
-            if left_out.is_empty() { "it has no disks at all".into() } else { left_out.join("; ") },
+            if left_out.is_empty() {
+                "it has no disks at all".into()
+            } else {
+                left_out.join("; ")
+            },
         );
     }
     Ok((volumes, left_out))
@@ -265,20 +361,25 @@ fn volume(id: u16, target: &str, size: u64, node: Option<String>) -> VolumeDescr
 
 fn off(asked: &Asked) -> ApiError {
     match &asked.source {
-        MachineSource::Libvirt { .. } => {
-            ApiError::new(ApiErrorKind::FailedPrecondition, format!("domain '{}' is off", asked.name))
-                .hint(format!("start it first: virsh start {}", asked.name))
-        }
-        MachineSource::Qmp { socket } => {
-            ApiError::new(ApiErrorKind::FailedPrecondition, format!("no QEMU answers at {}", socket.display()))
-                .hint("give the QMP socket of a running QEMU or qemu-storage-daemon")
-        }
+        MachineSource::Libvirt { .. } => ApiError::new(
+            ApiErrorKind::FailedPrecondition,
+            format!("domain '{}' is off", asked.name),
+        )
+        .hint(format!("start it first: virsh start {}", asked.name)),
+        MachineSource::Qmp { socket } => ApiError::new(
+            ApiErrorKind::FailedPrecondition,
+            format!("no QEMU answers at {}", socket.display()),
+        )
+        .hint("give the QMP socket of a running QEMU or qemu-storage-daemon"),
     }
 }
 
 fn remove_harbor(dir: &std::path::Path) -> ApiResult<()> {
     fs::remove_dir_all(dir).or_else(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Ok(()),
-        _ => Err(ApiError::new(ApiErrorKind::Internal, format!("cannot remove the harbor {}: {e}", dir.display()))),
+        _ => Err(ApiError::new(
+            ApiErrorKind::Internal,
+            format!("cannot remove the harbor {}: {e}", dir.display()),
+        )),
     })
 }

@@ -62,7 +62,9 @@ fn seed(reading: &Reading, mut writers: Vec<(VolumeId, SeedWriter)>) -> ApiResul
     reading.read_all(|volume, offset, piece| {
         let writer = writers.iter_mut().find(|(id, _)| *id == volume);
         match (writer, piece) {
-            (Some((_, writer)), Piece::Data(data)) => writer.data(offset, data).map_err(from_harbor),
+            (Some((_, writer)), Piece::Data(data)) => {
+                writer.data(offset, data).map_err(from_harbor)
+            }
             _ => Ok(()),
         }
     })?;
@@ -78,40 +80,60 @@ fn resync(reading: &Reading, images: Vec<(VolumeId, LatestImage)>) -> ApiResult<
     let mut found = Vec::new();
     for (id, image) in images {
         let recorder = reading.recorder.volume(id).map_err(from_harbor)?;
-        found.push(Compare { id, image, recorder, old: vec![0; CLUSTER], taken: 0 });
+        found.push(Compare {
+            id,
+            image,
+            recorder,
+            old: vec![0; CLUSTER],
+            taken: 0,
+        });
     }
-    reading.read_all(|volume, offset, piece| match found.iter_mut().find(|c| c.id == volume) {
-        Some(compare) => compare.piece(offset, piece),
-        None => Ok(()),
-    })?;
+    reading.read_all(
+        |volume, offset, piece| match found.iter_mut().find(|c| c.id == volume) {
+            Some(compare) => compare.piece(offset, piece),
+            None => Ok(()),
+        },
+    )?;
     bitmap::drain(&*reading.monitor).map_err(|e| from_monitor(&e))?;
     for compare in found {
         compare.recorder.end_resync();
-        tracing::info!(volume = compare.id.0, bytes = compare.taken, "resync: differing bytes journaled");
+        tracing::info!(
+            volume = compare.id.0,
+            bytes = compare.taken,
+            "resync: differing bytes journaled"
+        );
     }
     reading.recorder.sync().map_err(from_harbor)?;
     Ok(())
 }
 
 impl Reading {
-    fn read_all(&self, mut take: impl FnMut(VolumeId, u64, Piece<'_>) -> ApiResult<()>) -> ApiResult<()> {
+    fn read_all(
+        &self,
+        mut take: impl FnMut(VolumeId, u64, Piece<'_>) -> ApiResult<()>,
+    ) -> ApiResult<()> {
         let failed = |e: &(dyn std::error::Error + 'static)| {
-            ApiError::new(ApiErrorKind::Unavailable, format!("cannot read the disk: {}", sentence(e)))
+            ApiError::new(
+                ApiErrorKind::Unavailable,
+                format!("cannot read the disk: {}", sentence(e)),
+            )
         };
-        let mut exports = ReadExports::start(&*self.monitor, &self.dir, &self.tag).map_err(|e| failed(&e))?;
+        let mut exports =
+            ReadExports::start(&*self.monitor, &self.dir, &self.tag).map_err(|e| failed(&e))?;
         for (id, node, name) in &self.exports {
             let stream = exports.open(node, name).map_err(|e| failed(&e))?;
             let done = |bytes| {
                 self.progress.done.fetch_add(bytes, Ordering::Relaxed);
                 !self.cancelled.load(Ordering::Relaxed)
             };
-            disk_read::read_disk(stream, name, done, |offset, piece| take(*id, offset, piece)).map_err(
-                |e| match e {
+            disk_read::read_disk(stream, name, done, |offset, piece| take(*id, offset, piece))
+                .map_err(|e| match e {
                     disk_read::ReadError::Taker(e) => e,
                     disk_read::ReadError::Nbd(e) => failed(&e),
-                    disk_read::ReadError::Cancelled => ApiError::new(ApiErrorKind::Unavailable, "stopped"),
-                },
-            )?;
+                    disk_read::ReadError::Cancelled => {
+                        ApiError::new(ApiErrorKind::Unavailable, "stopped")
+                    }
+                })?;
         }
         Ok(())
     }
@@ -140,7 +162,10 @@ impl Compare {
             let old = self.old.get_mut(..now.len()).unwrap_or_default();
             self.image.read_at(old, at).map_err(from_harbor)?;
             if old != now {
-                self.taken += self.recorder.resync_data(at, now).map_err(|e| from_harbor(e.into()))?;
+                self.taken += self
+                    .recorder
+                    .resync_data(at, now)
+                    .map_err(|e| from_harbor(e.into()))?;
             }
             at += now.len() as u64;
         }
@@ -157,7 +182,10 @@ impl Compare {
                 let old = self.old.get_mut(..len as usize).unwrap_or_default();
                 self.image.read_at(old, at).map_err(from_harbor)?;
                 if old.iter().any(|b| *b != 0) {
-                    self.taken += self.recorder.resync_zero(at, len).map_err(|e| from_harbor(e.into()))?;
+                    self.taken += self
+                        .recorder
+                        .resync_zero(at, len)
+                        .map_err(|e| from_harbor(e.into()))?;
                 }
                 at += len;
             }

@@ -16,10 +16,16 @@ impl WriteSink for RecorderSink {
     }
 
     fn write(&self, offset: u64, data: IoBuf) -> Result<(), SinkClosed> {
-        self.0.write(offset, data).map(|_| ()).map_err(|e| SinkClosed(sentence(&e)))
+        self.0
+            .write(offset, data)
+            .map(|_| ())
+            .map_err(|e| SinkClosed(sentence(&e)))
     }
 
     fn zero(&self, offset: u64, len: u64) -> Result<(), SinkClosed> {
-        self.0.zero(offset, len).map(|_| ()).map_err(|e| SinkClosed(sentence(&e)))
+        self.0
+            .zero(offset, len)
+            .map(|_| ())
+            .map_err(|e| SinkClosed(sentence(&e)))
     }
 }

@@ -114,14 +114,18 @@ impl Source for DomainSource {
             Err(e) => return Presence::Unknown(e.what),
         };
         match hypervisor.lookup(&self.uuid).and_then(|d| d.state()) {
-            Ok(state) => state.id().map_or(Presence::Off, |id| Presence::Running(id.to_string())),
+            Ok(state) => state
+                .id()
+                .map_or(Presence::Off, |id| Presence::Running(id.to_string())),
             Err(e) if e.kind == ErrorKind::NoSuchDomain => Presence::Off,
             Err(e) => Presence::Unknown(e.to_string()),
         }
     }
 
     fn monitor(&self) -> ApiResult<Arc<dyn Monitor>> {
-        Ok(Arc::new(DomainMonitor::open(&self.domain()?).map_err(from_libvirt)?))
+        Ok(Arc::new(
+            DomainMonitor::open(&self.domain()?).map_err(from_libvirt)?,
+        ))
     }
 
     fn disks(&self) -> ApiResult<Vec<Found>> {
@@ -130,7 +134,10 @@ impl Source for DomainSource {
         let mut found = Vec::new();
         for disk in domain.disks().map_err(from_libvirt)? {
             let verdict = Self::found(&monitor, &disk)?;
-            found.push(Found { target: disk.target, verdict });
+            found.push(Found {
+                target: disk.target,
+                verdict,
+            });
         }
         Ok(found)
     }
@@ -153,7 +160,11 @@ pub(crate) struct QmpSource {
 impl QmpSource {
     /// A source at `socket`; nothing is connected yet.
     pub(crate) fn new(socket: PathBuf, nodes: Vec<String>) -> Self {
-        Self { socket, nodes, connection: Mutex::default() }
+        Self {
+            socket,
+            nodes,
+            connection: Mutex::default(),
+        }
     }
 
     fn connect(&self) -> Result<(u64, Arc<QmpSocket>), MonitorError> {
@@ -175,7 +186,9 @@ impl Source for QmpSource {
         match self.connect() {
             Ok((number, _)) => Presence::Running(number.to_string()),
             Err(MonitorError::Lost { reason, .. })
-                if reason.contains("refused") || reason.contains("No such file") || reason.contains("closed") =>
+                if reason.contains("refused")
+                    || reason.contains("No such file")
+                    || reason.contains("closed") =>
             {
                 Presence::Off
             }
@@ -184,22 +197,40 @@ impl Source for QmpSource {
     }
 
     fn disks(&self) -> ApiResult<Vec<Found>> {
-        let (_, monitor) = self.connect().map_err(|e| from_monitor(&e).hint(format!(
-            "is '{}' the QMP socket of a running QEMU, and nobody else connected to it?", self.socket.display()
-        )))?;
+        let (_, monitor) = self.connect().map_err(|e| {
+            from_monitor(&e).hint(format!(
+                "is '{}' the QMP socket of a running QEMU, and nobody else connected to it?",
+                self.socket.display()
+            ))
+        })?;
         if !self.nodes.is_empty() {
             let look = |n: &String| {
                 let verdict = node::inspect(&*monitor, n).map_err(|e| from_monitor(&e))?;
-                Ok(Found { target: n.clone(), verdict })
+                Ok(Found {
+                    target: n.clone(),
+                    verdict,
+                })
             };
             return self.nodes.iter().map(look).collect();
         }
         match node::devices(&*monitor) {
-            Ok(devices) => Ok(devices.into_iter().map(|d| Found { target: d.name, verdict: d.verdict }).collect()),
+            Ok(devices) => Ok(devices
+                .into_iter()
+                .map(|d| Found {
+                    target: d.name,
+                    verdict: d.verdict,
+                })
+                .collect()),
             Err(MonitorError::Refused { class, .. }) if class == "CommandNotFound" => {
                 let names = node::names(&*monitor).map_err(|e| from_monitor(&e))?;
-                Err(ApiError::new(ApiErrorKind::InvalidArgument, "qemu-storage-daemon has no devices to choose from")
-                    .hint(format!("name the nodes with --node; it has: {}", names.join(", "))))
+                Err(ApiError::new(
+                    ApiErrorKind::InvalidArgument,
+                    "qemu-storage-daemon has no devices to choose from",
+                )
+                .hint(format!(
+                    "name the nodes with --node; it has: {}",
+                    names.join(", ")
+                )))
             }
             Err(e) => Err(from_monitor(&e)),
         }
@@ -216,15 +247,25 @@ impl Source for QmpSource {
 }
 
 /// Opens the running machine for the capture of `volumes`, after clearing what an earlier daemon left in its QEMU.
-pub(crate) fn open(source: &dyn Source, volumes: &[VolumeDescription], tag: &str) -> ApiResult<Running> {
+pub(crate) fn open(
+    source: &dyn Source,
+    volumes: &[VolumeDescription],
+    tag: &str,
+) -> ApiResult<Running> {
     let monitor = source.monitor()?;
     for volume in volumes {
         attach::clear_leftovers(&*monitor, &Names::new(tag, volume.id.0)).map_err(|e| {
-            ApiError::new(ApiErrorKind::Unavailable, format!("cannot clear what is left in QEMU: {}", sentence(&e)))
+            ApiError::new(
+                ApiErrorKind::Unavailable,
+                format!("cannot clear what is left in QEMU: {}", sentence(&e)),
+            )
         })?;
     }
     let found = source.disks()?;
-    let nodes = volumes.iter().map(|v| pick(&found, v)).collect::<ApiResult<_>>()?;
+    let nodes = volumes
+        .iter()
+        .map(|v| pick(&found, v))
+        .collect::<ApiResult<_>>()?;
     Ok(Running { monitor, nodes })
 }
 
@@ -240,6 +281,8 @@ fn pick(found: &[Found], volume: &VolumeDescription) -> ApiResult<(VolumeId, Nod
             "disk {} has {} bytes now, {} when it was protected",
             volume.target, node.size, volume.size
         )),
-        Verdict::LeftOut(reason) | Verdict::Refused(reason) => failed(format!("disk {}: {reason}", volume.target)),
+        Verdict::LeftOut(reason) | Verdict::Refused(reason) => {
+            failed(format!("disk {}: {reason}", volume.target))
+        }
     }
 }

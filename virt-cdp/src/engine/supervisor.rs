@@ -66,7 +66,11 @@ struct Active {
 
 /// The short tag of a machine, from its id: what its pieces inside QEMU are named after.
 pub(crate) fn tag(machine_id: &str) -> String {
-    machine_id.chars().filter(char::is_ascii_hexdigit).take(8).collect()
+    machine_id
+        .chars()
+        .filter(char::is_ascii_hexdigit)
+        .take(8)
+        .collect()
 }
 
 /// Starts the supervisor of `machine`.
@@ -162,7 +166,9 @@ impl Supervisor {
                 self.pause = RETRY_FIRST;
                 self.machine.set_state(State::Off, "");
             }
-            Presence::Unknown(reason) => self.failed(&ApiError::new(ApiErrorKind::Unavailable, reason)),
+            Presence::Unknown(reason) => {
+                self.failed(&ApiError::new(ApiErrorKind::Unavailable, reason))
+            }
             Presence::Running(_) => {
                 if let Err(error) = self.try_capture() {
                     self.failed(&error);
@@ -174,7 +180,11 @@ impl Supervisor {
     /// Notes a failure and when the next attempt is.
     fn failed(&mut self, error: &ApiError) {
         let detail = format!("{}; next attempt in {} s", error.what, self.pause.as_secs());
-        tracing::warn!(machine = self.machine.name, error = error.what, "not captured");
+        tracing::warn!(
+            machine = self.machine.name,
+            error = error.what,
+            "not captured"
+        );
         self.machine.set_state(State::Failed, &detail);
         self.look_at = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(RETRY_MAX);
@@ -186,10 +196,24 @@ impl Supervisor {
         }
         self.recover_if_failed()?;
         let harbor = self.harbor();
-        let running = source::open(&*self.setting.source, &harbor.description().volumes, &self.tag)?;
+        let running = source::open(
+            &*self.setting.source,
+            &harbor.description().volumes,
+            &self.tag,
+        )?;
         keep_definition(&*self.setting.source, &harbor);
-        let gap = if harbor.is_seeded() { self.gap.or(Some((GapReason::TapLost, now()))) } else { None };
-        let capture = Capture::start(&harbor, running, &self.tag, self.setting.private_dir.clone(), gap)?;
+        let gap = if harbor.is_seeded() {
+            self.gap.or(Some((GapReason::TapLost, now())))
+        } else {
+            None
+        };
+        let capture = Capture::start(
+            &harbor,
+            running,
+            &self.tag,
+            self.setting.private_dir.clone(),
+            gap,
+        )?;
         let wake = Arc::downgrade(&self.machine);
         capture.recorder().on_failure(move |_| {
             if let Some(machine) = wake.upgrade() {
@@ -202,14 +226,25 @@ impl Supervisor {
             capture.rotation(),
             self.setting.bitmap_interval,
         );
-        let state = if harbor.is_seeded() { State::Resyncing } else { State::Seeding };
+        let state = if harbor.is_seeded() {
+            State::Resyncing
+        } else {
+            State::Seeding
+        };
         self.machine.update(|s| {
             s.attached = capture.volumes();
             s.progress = Some(Arc::clone(&capture.progress));
         });
         self.machine.set_state(state, "");
-        let upkeep = upkeep.inspect_err(|e| tracing::warn!(error = %e, "no upkeep thread")).ok();
-        self.capture = Some(Active { capture, ready: false, upkeep, next_point: Instant::now() });
+        let upkeep = upkeep
+            .inspect_err(|e| tracing::warn!(error = %e, "no upkeep thread"))
+            .ok();
+        self.capture = Some(Active {
+            capture,
+            ready: false,
+            upkeep,
+            next_point: Instant::now(),
+        });
         Ok(())
     }
 
@@ -218,13 +253,19 @@ impl Supervisor {
         let harbor = self.harbor();
         if harbor.failure().is_some() {
             let report = harbor.recover().map_err(from_harbor)?;
-            tracing::info!(machine = self.machine.name, ?report, "the journal was recovered after its failure");
+            tracing::info!(
+                machine = self.machine.name,
+                ?report,
+                "the journal was recovered after its failure"
+            );
         }
         Ok(())
     }
 
     fn look_at_capture(&mut self) {
-        let Some(active) = &mut self.capture else { return };
+        let Some(active) = &mut self.capture else {
+            return;
+        };
         let stats = active.capture.recorder().stats();
         self.machine.update(|s| s.stats = Some(stats));
         if let Some(failure) = active.capture.recorder().failure() {
@@ -251,7 +292,11 @@ impl Supervisor {
             let interval = Duration::from_millis(self.machine.description().point_interval_ms);
             active.next_point = next_moment(active.next_point, interval);
             if let Err(error) = active.capture.recorder().point_if_written() {
-                tracing::warn!(machine = self.machine.name, error = sentence(&error), "no point could be made");
+                tracing::warn!(
+                    machine = self.machine.name,
+                    error = sentence(&error),
+                    "no point could be made"
+                );
             }
         }
     }
@@ -259,11 +304,19 @@ impl Supervisor {
     /// The barrier was reached: the gap ends, points begin.
     fn became_ready(&mut self) {
         let interval = Duration::from_millis(self.machine.description().point_interval_ms);
-        let Some(active) = &mut self.capture else { return };
+        let Some(active) = &mut self.capture else {
+            return;
+        };
         let recorder = active.capture.recorder();
-        let begun = recorder.close_gap().and_then(|()| recorder.point(Grade::Crash, None));
+        let begun = recorder
+            .close_gap()
+            .and_then(|()| recorder.point(Grade::Crash, None));
         if let Err(error) = begun {
-            return tracing::warn!(machine = self.machine.name, error = sentence(&error), "no first point");
+            return tracing::warn!(
+                machine = self.machine.name,
+                error = sentence(&error),
+                "no first point"
+            );
         }
         if let Err(error) = active.capture.rotation().rotate() {
             tracing::warn!(machine = self.machine.name, %error, "the bitmaps were not rotated");
@@ -279,10 +332,17 @@ impl Supervisor {
     /// QEMU let go of a tap: it ended, or the mirror was cancelled.
     fn tap_lost(&mut self) {
         let still_runs = matches!(self.setting.source.presence(), Presence::Running(_));
-        let reason = if still_runs { GapReason::TapLost } else { GapReason::MachineStopped };
+        let reason = if still_runs {
+            GapReason::TapLost
+        } else {
+            GapReason::MachineStopped
+        };
         self.put_down(Some(reason), still_runs);
         if still_runs {
-            self.failed(&ApiError::new(ApiErrorKind::Unavailable, "QEMU has let go of the tap"));
+            self.failed(&ApiError::new(
+                ApiErrorKind::Unavailable,
+                "QEMU has let go of the tap",
+            ));
         } else {
             self.look_at = Instant::now();
         }
@@ -290,19 +350,34 @@ impl Supervisor {
 
     /// Ends the capture: a last point where one can be made, then the gap for `reason`.
     fn put_down(&mut self, reason: Option<GapReason>, tap_is_lost: bool) {
-        let Some(mut active) = self.capture.take() else { return };
+        let Some(mut active) = self.capture.take() else {
+            return;
+        };
         drop(active.upkeep.take());
         active.capture.detach();
         let recorder = active.capture.recorder().clone();
-        if active.ready && let Err(error) = recorder.point_if_written() {
-            tracing::warn!(machine = self.machine.name, error = sentence(&error), "no last point");
+        if active.ready
+            && let Err(error) = recorder.point_if_written()
+        {
+            tracing::warn!(
+                machine = self.machine.name,
+                error = sentence(&error),
+                "no last point"
+            );
         }
         if let Some(reason) = reason {
             let start = now();
             self.gap = Some((reason, start));
             // Without a base point there are no points that could be missing.
-            if self.harbor().is_seeded() && let Err(error) = recorder.open_gap(reason, start) {
-                tracing::warn!(machine = self.machine.name, error = sentence(&error), tap_is_lost, "gap not recorded");
+            if self.harbor().is_seeded()
+                && let Err(error) = recorder.open_gap(reason, start)
+            {
+                tracing::warn!(
+                    machine = self.machine.name,
+                    error = sentence(&error),
+                    tap_is_lost,
+                    "gap not recorded"
+                );
             }
         }
         active.capture.end();
@@ -346,12 +421,17 @@ impl Supervisor {
 
     fn make_point(&mut self, label: Option<&str>) -> ApiResult<Point> {
         match &self.capture {
-            Some(active) if active.ready && active.capture.lost().is_empty() => {
-                active.capture.recorder().point(Grade::Crash, label).map_err(from_harbor)
-            }
+            Some(active) if active.ready && active.capture.lost().is_empty() => active
+                .capture
+                .recorder()
+                .point(Grade::Crash, label)
+                .map_err(from_harbor),
             _ => {
                 let state = self.machine.status().state.name();
-                let what = format!("no recovery point of '{}' can be made now: it is {state}", self.machine.name);
+                let what = format!(
+                    "no recovery point of '{}' can be made now: it is {state}",
+                    self.machine.name
+                );
                 Err(ApiError::new(ApiErrorKind::FailedPrecondition, what)
                     .hint("wait until its state is 'protected'; see 'virt-cdp info'"))
             }

@@ -94,12 +94,28 @@ impl Takeovers {
             let read = fs::read_to_string(&path).map_err(|e| e.to_string());
             match read.and_then(|text| toml::from_str::<Record>(&text).map_err(|e| e.to_string())) {
                 Ok(record) => {
-                    known.insert(record.name.clone(), Entry { record, committing: false });
+                    known.insert(
+                        record.name.clone(),
+                        Entry {
+                            record,
+                            committing: false,
+                        },
+                    );
                 }
-                Err(e) => problems.push(format!("takeover record {} cannot be read: {e}", path.display())),
+                Err(e) => problems.push(format!(
+                    "takeover record {} cannot be read: {e}",
+                    path.display()
+                )),
             }
         }
-        Ok((Self { records, overlay_dir, known: Mutex::new(known) }, problems))
+        Ok((
+            Self {
+                records,
+                overlay_dir,
+                known: Mutex::new(known),
+            },
+            problems,
+        ))
     }
 
     /// Serves the views of all takeovers of a machine again, after a restart.
@@ -125,7 +141,11 @@ impl Takeovers {
     /// The takeovers that need a machine's harbor.
     pub(crate) fn of_machine(&self, machine_id: &str) -> Vec<String> {
         let known = guard(&self.known);
-        known.values().filter(|e| e.record.machine_id == machine_id).map(|e| e.record.name.clone()).collect()
+        known
+            .values()
+            .filter(|e| e.record.machine_id == machine_id)
+            .map(|e| e.record.name.clone())
+            .collect()
     }
 
     /// Starts a VM from `point` of a machine.
@@ -193,7 +213,8 @@ impl Takeovers {
     /// Checks that the name is free and writes the record; from here on discard can undo everything.
     fn begin(&self, record: &Record, hypervisor: &Hypervisor) -> ApiResult<()> {
         let taken = |what: String| {
-            Err(ApiError::new(ApiErrorKind::AlreadyExists, what).hint("choose another name with --name"))
+            Err(ApiError::new(ApiErrorKind::AlreadyExists, what)
+                .hint("choose another name with --name"))
         };
         match hypervisor.lookup(&record.name) {
             Ok(_) => return taken(format!("there is a domain '{}' already", record.name)),
@@ -208,7 +229,13 @@ impl Takeovers {
             return taken(format!("{} is there already", record.dir.display()));
         }
         self.save(record)?;
-        known.insert(record.name.clone(), Entry { record: record.clone(), committing: false });
+        known.insert(
+            record.name.clone(),
+            Entry {
+                record: record.clone(),
+                committing: false,
+            },
+        );
         Ok(())
     }
 
@@ -225,15 +252,24 @@ impl Takeovers {
         make_dir(&record.dir)?;
         if let Some(original) = nvram_of(then).map_err(from_libvirt)? {
             let copy = record.dir.join("nvram.fd");
-            fs::copy(&original, &copy)
-                .map_err(|e| host(&format!("copy the UEFI variables {}", original.display()), &e))?;
+            fs::copy(&original, &copy).map_err(|e| {
+                host(
+                    &format!("copy the UEFI variables {}", original.display()),
+                    &e,
+                )
+            })?;
             own(&copy)?;
             record.nvram = Some(copy.clone());
             spec.nvram = Some(copy);
             self.save(&record)?;
         }
-        for (disk, backing) in record.disks.iter().zip(spec.disks.iter().filter_map(|d| d.backing.as_ref())) {
-            create_overlay(&disk.overlay, disk.size, backing, qemu_identity()).map_err(from_libvirt)?;
+        for (disk, backing) in record
+            .disks
+            .iter()
+            .zip(spec.disks.iter().filter_map(|d| d.backing.as_ref()))
+        {
+            create_overlay(&disk.overlay, disk.size, backing, qemu_identity())
+                .map_err(from_libvirt)?;
         }
         let edited = takeover_xml::edit(then, &spec).map_err(from_libvirt)?;
         for disk in &mut record.disks {
@@ -245,12 +281,26 @@ impl Takeovers {
         if let Some(entry) = guard(&self.known).get_mut(&record.name) {
             entry.record = record.clone();
         }
-        hypervisor.define_and_start(&edited.xml, mode).map_err(from_libvirt)?;
-        Ok((self.message(&Entry { record, committing: false }, hypervisor), edited.dropped))
+        hypervisor
+            .define_and_start(&edited.xml, mode)
+            .map_err(from_libvirt)?;
+        Ok((
+            self.message(
+                &Entry {
+                    record,
+                    committing: false,
+                },
+                hypervisor,
+            ),
+            edited.dropped,
+        ))
     }
 
     /// Lists all takeovers.
-    pub(crate) fn list(&self, hypervisor: impl Fn(&str) -> ApiResult<Hypervisor>) -> Vec<v1::Takeover> {
+    pub(crate) fn list(
+        &self,
+        hypervisor: impl Fn(&str) -> ApiResult<Hypervisor>,
+    ) -> Vec<v1::Takeover> {
         let all: Vec<Entry> = guard(&self.known).values().cloned().collect();
         all.iter()
             .map(|entry| match hypervisor(&entry.record.uri) {
@@ -265,9 +315,11 @@ impl Takeovers {
         match state {
             Ok(_) if entry.committing => with_state(&entry.record, "committing", String::new()),
             Ok(DomainState::Off) => with_state(&entry.record, "off", String::new()),
-            Ok(DomainState::Paused { io_error: true, .. }) => {
-                with_state(&entry.record, "paused", "stopped at a disk error; is its view served?".into())
-            }
+            Ok(DomainState::Paused { io_error: true, .. }) => with_state(
+                &entry.record,
+                "paused",
+                "stopped at a disk error; is its view served?".into(),
+            ),
             Ok(DomainState::Paused { .. }) => with_state(&entry.record, "paused", String::new()),
             Ok(_) => with_state(&entry.record, "running", String::new()),
             Err(e) => with_state(&entry.record, "broken", sentence(&e)),
@@ -281,20 +333,36 @@ impl Takeovers {
 
     fn get(&self, name: &str) -> ApiResult<Entry> {
         guard(&self.known).get(name).cloned().ok_or_else(|| {
-            ApiError::new(ApiErrorKind::NotFound, format!("there is no takeover '{name}'")).hint("see takeover-list")
+            ApiError::new(
+                ApiErrorKind::NotFound,
+                format!("there is no takeover '{name}'"),
+            )
+            .hint("see takeover-list")
         })
     }
 
     /// Removes all traces of a takeover.
-    pub(crate) fn discard(&self, name: &str, hypervisor: &Hypervisor, views: &Views) -> ApiResult<()> {
+    pub(crate) fn discard(
+        &self,
+        name: &str,
+        hypervisor: &Hypervisor,
+        views: &Views,
+    ) -> ApiResult<()> {
         let Entry { record, committing } = self.get(name)?;
         if committing {
-            return Err(ApiError::new(ApiErrorKind::FailedPrecondition, format!("'{name}' is being committed"))
-                .hint("wait for the commit, or cancel it, first"));
+            return Err(ApiError::new(
+                ApiErrorKind::FailedPrecondition,
+                format!("'{name}' is being committed"),
+            )
+            .hint("wait for the commit, or cancel it, first"));
         }
         let mut files: Vec<PathBuf> = record.disks.iter().map(|d| d.overlay.clone()).collect();
         files.extend(record.nvram.clone());
-        let traces = Traces { uuid: record.uuid.clone(), files, directories: vec![record.dir.clone()] };
+        let traces = Traces {
+            uuid: record.uuid.clone(),
+            files,
+            directories: vec![record.dir.clone()],
+        };
         hypervisor.discard(&traces).map_err(from_libvirt)?;
         views.close_takeover(name);
         self.forget(name)
@@ -304,17 +372,30 @@ impl Takeovers {
     pub(crate) fn begin_commit(&self, name: &str) -> ApiResult<Point> {
         let mut known = guard(&self.known);
         let entry = known.get_mut(name).ok_or_else(|| {
-            ApiError::new(ApiErrorKind::NotFound, format!("there is no takeover '{name}'")).hint("see takeover-list")
+            ApiError::new(
+                ApiErrorKind::NotFound,
+                format!("there is no takeover '{name}'"),
+            )
+            .hint("see takeover-list")
         })?;
         if entry.committing {
-            return Err(ApiError::new(ApiErrorKind::FailedPrecondition, format!("'{name}' is being committed already")));
+            return Err(ApiError::new(
+                ApiErrorKind::FailedPrecondition,
+                format!("'{name}' is being committed already"),
+            ));
         }
         entry.committing = true;
         Ok(entry.record.point.clone())
     }
 
     /// Pulls the rest of the view into the overlays; then the VM stands on its own and the view is let go.
-    pub(crate) fn commit(&self, name: &str, hypervisor: &Hypervisor, views: &Views, job: &JobHandle) -> ApiResult<()> {
+    pub(crate) fn commit(
+        &self,
+        name: &str,
+        hypervisor: &Hypervisor,
+        views: &Views,
+        job: &JobHandle,
+    ) -> ApiResult<()> {
         let outcome = self.pull(name, hypervisor, job);
         if let Some(entry) = guard(&self.known).get_mut(name) {
             entry.committing = false;
@@ -334,7 +415,11 @@ impl Takeovers {
             domain
                 .block_pull(&disk.now, &mut |p| {
                     job.progress(before + p.done.min(disk.size), total);
-                    if job.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                    if job.is_cancelled() {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
                 })
                 .map_err(from_libvirt)?;
             before += disk.size;
@@ -345,14 +430,19 @@ impl Takeovers {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.records.join(format!("{}.toml", names::component(name)))
+        self.records
+            .join(format!("{}.toml", names::component(name)))
     }
 
     fn save(&self, record: &Record) -> ApiResult<()> {
         let path = self.path(&record.name);
         let failed = |e: &io::Error| host(&format!("keep the record {}", path.display()), e);
-        let text = toml::to_string(record)
-            .map_err(|e| ApiError::new(ApiErrorKind::Internal, format!("cannot write the record: {e}")))?;
+        let text = toml::to_string(record).map_err(|e| {
+            ApiError::new(
+                ApiErrorKind::Internal,
+                format!("cannot write the record: {e}"),
+            )
+        })?;
         let new = path.with_extension("new");
         fs::write(&new, text)
             .and_then(|()| fs::File::open(&new)?.sync_all())
@@ -363,7 +453,9 @@ impl Takeovers {
 
     fn forget(&self, name: &str) -> ApiResult<()> {
         match fs::remove_file(self.path(name)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(host("remove the takeover's record", &e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(host("remove the takeover's record", &e));
+            }
             _ => {}
         }
         guard(&self.known).remove(name);
@@ -391,8 +483,14 @@ fn then_xml(harbor: &Harbor, description: &MachineDescription, point: &Point) ->
     }
 }
 
-fn spec(record: &Record, request: &v1::TakeoverRequest, hypervisor: &Hypervisor) -> ApiResult<(TakeoverSpec, StartMode)> {
-    let invalid = |what: String, hint: &str| Err(ApiError::new(ApiErrorKind::InvalidArgument, what).hint(hint));
+fn spec(
+    record: &Record,
+    request: &v1::TakeoverRequest,
+    hypervisor: &Hypervisor,
+) -> ApiResult<(TakeoverSpec, StartMode)> {
+    let invalid = |what: String, hint: &str| {
+        Err(ApiError::new(ApiErrorKind::InvalidArgument, what).hint(hint))
+    };
     let network = match request.network.as_str() {
         "" => NetworkChoice::Keep,
         "none" => NetworkChoice::None,
@@ -409,7 +507,10 @@ fn spec(record: &Record, request: &v1::TakeoverRequest, hypervisor: &Hypervisor)
     let memory_kib = match request.memory_bytes {
         0 => None,
         bytes if bytes < 1 << 20 => {
-            return invalid(format!("{bytes} bytes of memory are too few"), "give a size such as 512M or 2G");
+            return invalid(
+                format!("{bytes} bytes of memory are too few"),
+                "give a size such as 512M or 2G",
+            );
         }
         bytes => Some(bytes / 1024),
     };
@@ -434,15 +535,36 @@ fn spec(record: &Record, request: &v1::TakeoverRequest, hypervisor: &Hypervisor)
         nvram: None,
         console_log: None,
     };
-    Ok((spec, if request.paused { StartMode::Paused } else { StartMode::Running }))
+    Ok((
+        spec,
+        if request.paused {
+            StartMode::Paused
+        } else {
+            StartMode::Running
+        },
+    ))
 }
 
 /// Serves the view of a takeover on a socket that QEMU's user can reach.
-fn serve(record: &Record, harbor: &Harbor, description: &MachineDescription, views: &Views) -> ApiResult<v1::View> {
+fn serve(
+    record: &Record,
+    harbor: &Harbor,
+    description: &MachineDescription,
+    views: &Views,
+) -> ApiResult<v1::View> {
     let view = harbor.view(record.point.id).map_err(from_harbor)?;
-    let access = Access { mode: 0o600, owner: qemu_identity().map(|u| (u.uid, u.gid)) };
+    let access = Access {
+        mode: 0o600,
+        owner: qemu_identity().map(|u| (u.uid, u.gid)),
+    };
     let holder = Holder::Takeover(record.name.clone());
-    views.open(description, view, holder, Some(record.socket.clone()), access)
+    views.open(
+        description,
+        view,
+        holder,
+        Some(record.socket.clone()),
+        access,
+    )
 }
 
 /// Makes the directory of a takeover's overlays; QEMU's user passes through it and sees no more.
@@ -454,7 +576,9 @@ fn make_dir(dir: &Path) -> ApiResult<()> {
 }
 
 fn own(path: &Path) -> ApiResult<()> {
-    let Some(user) = qemu_identity() else { return Ok(()) };
+    let Some(user) = qemu_identity() else {
+        return Ok(());
+    };
     std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid))
         .map_err(|e| host(&format!("give {} to QEMU's user", path.display()), &e))
 }

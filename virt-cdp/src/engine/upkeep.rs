@@ -31,19 +31,26 @@ impl Upkeep {
         bitmap_interval: Duration,
     ) -> std::io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
-        let thread = thread::Builder::new().name("upkeep".into()).spawn(move || {
-            let mut rotate_at = Instant::now() + bitmap_interval;
-            while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(DEFINITION_INTERVAL) {
-                keep_definition(&*source, &harbor);
-                if Instant::now() >= rotate_at {
-                    if let Err(error) = rotation.rotate() {
-                        tracing::warn!(%error, "the bitmaps were not rotated");
+        let thread = thread::Builder::new()
+            .name("upkeep".into())
+            .spawn(move || {
+                let mut rotate_at = Instant::now() + bitmap_interval;
+                while let Err(mpsc::RecvTimeoutError::Timeout) =
+                    stopped.recv_timeout(DEFINITION_INTERVAL)
+                {
+                    keep_definition(&*source, &harbor);
+                    if Instant::now() >= rotate_at {
+                        if let Err(error) = rotation.rotate() {
+                            tracing::warn!(%error, "the bitmaps were not rotated");
+                        }
+                        rotate_at = Instant::now() + bitmap_interval;
                     }
-                    rotate_at = Instant::now() + bitmap_interval;
                 }
-            }
-        })?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+            })?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 }
 

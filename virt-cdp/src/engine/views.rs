@@ -36,7 +36,12 @@ impl Export for VolumeExport {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.view.read_at(self.volume, buf, offset).map_err(|e| {
-            tracing::error!(error = sentence(&e), offset, len = buf.len(), "a view cannot be read");
+            tracing::error!(
+                error = sentence(&e),
+                offset,
+                len = buf.len(),
+                "a view cannot be read"
+            );
             e.into()
         })
     }
@@ -44,7 +49,11 @@ impl Export for VolumeExport {
     fn extents(&self, offset: u64, len: u64) -> io::Result<Vec<Extent>> {
         let mut merged = Vec::new();
         for extent in self.view.extents(self.volume, offset, len)? {
-            let kind = if extent.zero { ExtentKind::Zero } else { ExtentKind::Data };
+            let kind = if extent.zero {
+                ExtentKind::Zero
+            } else {
+                ExtentKind::Data
+            };
             Extent::push_merged(&mut merged, extent.len, kind);
         }
         Ok(merged)
@@ -88,7 +97,11 @@ pub(crate) struct Views {
 impl Views {
     /// Views whose sockets lie in `dir`, which exists.
     pub(crate) fn new(dir: PathBuf) -> Self {
-        Self { dir, next: AtomicU64::new(1), open: Mutex::default() }
+        Self {
+            dir,
+            next: AtomicU64::new(1),
+            open: Mutex::default(),
+        }
     }
 
     /// The path of the socket of a takeover's view.
@@ -110,20 +123,45 @@ impl Views {
         let point = view.point().clone();
         let view = Arc::new(view);
         let failed = |e: &(dyn std::error::Error + 'static)| {
-            ApiError::new(ApiErrorKind::Internal, format!("cannot serve the view: {}", sentence(e)))
+            ApiError::new(
+                ApiErrorKind::Internal,
+                format!("cannot serve the view: {}", sentence(e)),
+            )
         };
         let (mut exports, mut volumes) = (Exports::new(), Vec::new());
         for volume in view.volumes() {
             let size = view.size(volume).map_err(|e| failed(&e))?;
-            let target = description.volume(volume).map_or_else(|| format!("volume-{volume}"), |v| v.target.clone());
-            let about = format!("{} {target}, recovery point {} of {}", description.name, point.id, point.time);
-            let export = VolumeExport { view: Arc::clone(&view), volume, size };
-            exports.insert(&*target, about, Arc::new(export)).map_err(|e| failed(&e))?;
-            volumes.push(v1::ViewVolume { uri: uri(&socket, &target), target, size_bytes: size });
+            let target = description
+                .volume(volume)
+                .map_or_else(|| format!("volume-{volume}"), |v| v.target.clone());
+            let about = format!(
+                "{} {target}, recovery point {} of {}",
+                description.name, point.id, point.time
+            );
+            let export = VolumeExport {
+                view: Arc::clone(&view),
+                volume,
+                size,
+            };
+            exports
+                .insert(&*target, about, Arc::new(export))
+                .map_err(|e| failed(&e))?;
+            volumes.push(v1::ViewVolume {
+                uri: uri(&socket, &target),
+                target,
+                size_bytes: size,
+            });
         }
-        let server = NbdServer::listen_unix(&socket, access.mode, access.owner, exports).map_err(|e| failed(&e))?;
-        let opened =
-            OpenView { machine: description.name.clone(), point, opened: now(), holder, volumes, server };
+        let server = NbdServer::listen_unix(&socket, access.mode, access.owner, exports)
+            .map_err(|e| failed(&e))?;
+        let opened = OpenView {
+            machine: description.name.clone(),
+            point,
+            opened: now(),
+            holder,
+            volumes,
+            server,
+        };
         let message = opened.message(id);
         guard(&self.open).insert(id, opened);
         Ok(message)
@@ -131,15 +169,21 @@ impl Views {
 
     /// Lists the open views.
     pub(crate) fn list(&self) -> Vec<v1::View> {
-        guard(&self.open).iter().map(|(id, view)| view.message(*id)).collect()
+        guard(&self.open)
+            .iter()
+            .map(|(id, view)| view.message(*id))
+            .collect()
     }
 
     /// Closes a user's view.
     pub(crate) fn close(&self, id: &str) -> ApiResult<()> {
         let mut open = guard(&self.open);
         let none = || {
-            ApiError::new(ApiErrorKind::NotFound, format!("there is no open view '{id}'"))
-                .hint("see view-list; views that a user opened end with the daemon")
+            ApiError::new(
+                ApiErrorKind::NotFound,
+                format!("there is no open view '{id}'"),
+            )
+            .hint("see view-list; views that a user opened end with the daemon")
         };
         let number = id.parse().map_err(|_| none())?;
         match &open.get(&number).ok_or_else(none)?.holder {
@@ -163,7 +207,11 @@ impl Views {
         let closed: Vec<OpenView> = {
             let mut open = guard(&self.open);
             let holder = Holder::Takeover(name.to_owned());
-            let ids: Vec<u64> = open.iter().filter(|(_, v)| v.holder == holder).map(|(id, _)| *id).collect();
+            let ids: Vec<u64> = open
+                .iter()
+                .filter(|(_, v)| v.holder == holder)
+                .map(|(id, _)| *id)
+                .collect();
             ids.iter().filter_map(|id| open.remove(id)).collect()
         };
         drop(closed);
@@ -171,7 +219,11 @@ impl Views {
 
     /// Tells who has views of `machine` open.
     pub(crate) fn holders(&self, machine: &str) -> Vec<String> {
-        guard(&self.open).iter().filter(|(_, v)| v.machine == machine).map(|(id, _)| format!("view {id}")).collect()
+        guard(&self.open)
+            .iter()
+            .filter(|(_, v)| v.machine == machine)
+            .map(|(id, _)| format!("view {id}"))
+            .collect()
     }
 
     /// Closes all views.
