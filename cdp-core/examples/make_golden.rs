@@ -59,7 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     seed.finish(point.seq)?;
 
     harbor.record_xml("<domain/>\n")?;
-    recorder.open_gap(GapReason::TapLost, Timestamp(1_600_000_000_000_000_000))?;
+    recorder.open_gap(GapReason::TapLost, Timestamp(1_700_000_000_000_000_003))?;
     volume.zero(600, 100)?;
     volume.resync_data(65_536, &[0x22; 512])?;
     volume.resync_zero(66_048, 512)?;

@@ -230,6 +230,20 @@ impl Attachment {
         &self.names
     }
 
+    /// Waits until QEMU, which is ending, has hung up: then all it sent is with the sink.
+    ///
+    /// False when it did not within `deadline`.
+    pub fn wait_end(&self, deadline: Duration) -> bool {
+        let give_up = Instant::now() + deadline;
+        while !self.tap.is_ended() {
+            if Instant::now() >= give_up {
+                return false;
+            }
+            thread::sleep(JOB_POLL);
+        }
+        true
+    }
+
     /// Ends the mirror in good order: all writes begun so far reach the sink first.
     ///
     /// # Errors
@@ -247,6 +261,18 @@ impl Attachment {
         self.tap.close();
         tracing::debug!(node = self.node.name, end = ?self.tap.join(), "tap abandoned");
     }
+}
+
+/// Tells whether all the mirrors named are there: one that somebody cancelled leaves its tap connected and silent.
+///
+/// # Errors
+/// [`MonitorError`].
+pub fn mirrors_stand(monitor: &dyn Monitor, names: &[Names]) -> Result<bool, MonitorError> {
+    let jobs = monitor.execute("query-block-jobs", Value::Null)?;
+    let jobs: Vec<&Value> = jobs.as_array().into_iter().flatten().collect();
+    Ok(names
+        .iter()
+        .all(|n| jobs.iter().any(|j| j["device"] == n.job.as_str())))
 }
 
 /// Clears what an earlier process of ours, or a failed attach, left inside QEMU.

@@ -51,10 +51,23 @@ impl Catalog {
     /// Learns something of the journal that is on stable storage now.
     pub(crate) fn learn(&mut self, notice: Notice) {
         match notice {
-            Notice::Point(point) => self.points.push(point),
-            Notice::GapOpen(gap) => self.gaps.push(gap),
+            Notice::Point(point) => self.add_point(point),
+            Notice::GapOpen(gap) => self.add_gap(gap),
             Notice::GapClose { start, end } => close_gap(&mut self.gaps, start, end),
         }
+    }
+
+    /// Takes a point; one made while a gap is open is never offered.
+    pub(crate) fn add_point(&mut self, point: Point) {
+        if self.open_gap().is_none() {
+            self.points.push(point);
+        }
+    }
+
+    /// Takes a gap. It may have begun before it was noticed: points made since are offered no more.
+    pub(crate) fn add_gap(&mut self, gap: Gap) {
+        self.points.retain(|point| point.time <= gap.start);
+        self.gaps.push(gap);
     }
 
     /// Returns the gap that is open.

@@ -293,9 +293,9 @@ impl Recovery<'_> {
             match record.kind {
                 Kind::Point => {
                     let label = self.label(ends, record);
-                    self.catalog.points.push(point(record, label));
+                    self.catalog.add_point(point(record, label));
                 }
-                Kind::GapOpen => self.catalog.gaps.push(gap(record, None)),
+                Kind::GapOpen => self.catalog.add_gap(gap(record, None)),
                 Kind::GapClose => {
                     let start = Timestamp(record.offset);
                     if self
@@ -306,7 +306,7 @@ impl Recovery<'_> {
                     {
                         close_gap(&mut self.catalog.gaps, start, record.time);
                     } else {
-                        self.catalog.gaps.push(gap(record, Some(record.time)));
+                        self.catalog.add_gap(gap(record, Some(record.time)));
                     }
                 }
                 _ => {}

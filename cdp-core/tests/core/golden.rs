@@ -49,7 +49,7 @@ fn version_1_is_read() {
     assert_eq!(two.time, Timestamp(1_700_000_000_000_000_009));
     assert_eq!(harbor.xml(XmlVersion(1)).unwrap(), "<domain/>\n");
     let (start, end) = (
-        Timestamp(1_600_000_000_000_000_000),
+        Timestamp(1_700_000_000_000_000_003),
         Timestamp(1_700_000_000_000_000_008),
     );
     assert_eq!(

@@ -15,6 +15,7 @@ use std::{
         mpsc,
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use cdp_core::{GapReason, Harbor, Recorder, SeedWriter, Timestamp, VolumeId};
@@ -34,6 +35,9 @@ use crate::{
         source::Running,
     },
 };
+
+/// How long a QEMU that is gone may take to hang up on all taps.
+const END_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How far the reading of the disks has come.
 #[derive(Debug, Default)]
@@ -63,16 +67,22 @@ pub(crate) struct Capture {
     pub(crate) progress: Arc<ReadProgress>,
 }
 
-/// Rotates a capture's bitmaps, from any thread.
-pub(crate) struct Rotation {
+/// The QEMU side of a capture, for any thread: its bitmaps, and whether its mirrors stand.
+pub(crate) struct QemuSide {
     monitor: Arc<dyn Monitor>,
     nodes: Vec<String>,
+    names: Vec<Names>,
     bitmaps: BitmapNames,
     recorder: Recorder,
 }
 
-impl Rotation {
-    /// Rotates: at the end, what was marked so far is in the journal, on stable storage.
+impl QemuSide {
+    /// Tells whether all mirrors are there still.
+    pub(crate) fn mirrors_stand(&self) -> ApiResult<bool> {
+        attach::mirrors_stand(&*self.monitor, &self.names).map_err(|e| from_monitor(&e))
+    }
+
+    /// Rotates the bitmaps: at the end, what was marked so far is in the journal, on stable storage.
     pub(crate) fn rotate(&self) -> ApiResult<()> {
         let refused = |e| from_monitor(&e);
         bitmap::rotate(&*self.monitor, &self.nodes, &self.bitmaps).map_err(refused)?;
@@ -286,11 +296,12 @@ impl Capture {
         self.taps.iter().map(|(id, _)| *id).collect()
     }
 
-    /// What rotates the bitmaps of this capture.
-    pub(crate) fn rotation(&self) -> Rotation {
-        Rotation {
+    /// The QEMU side of this capture.
+    pub(crate) fn qemu_side(&self) -> QemuSide {
+        QemuSide {
             monitor: Arc::clone(&self.monitor),
             nodes: self.nodes(),
+            names: self.taps.iter().map(|(_, t)| t.names().clone()).collect(),
             bitmaps: self.bitmaps.clone(),
             recorder: self.recorder.clone(),
         }
@@ -298,6 +309,11 @@ impl Capture {
 
     fn nodes(&self) -> Vec<String> {
         self.taps.iter().map(|(_, t)| t.node.name.clone()).collect()
+    }
+
+    /// Waits until a QEMU that is ending has hung up on all taps; false when it has not in time.
+    pub(crate) fn wait_end(&self) -> bool {
+        self.taps.iter().all(|(_, tap)| tap.wait_end(END_DEADLINE))
     }
 
     /// Ends the mirrors in good order: every write begun so far is in the journal afterwards.

@@ -52,6 +52,8 @@ pub(crate) struct Reading {
 
 /// Reads all disks and closes with a barrier.
 pub(crate) fn run(reading: &Reading, purpose: Purpose) -> ApiResult<()> {
+    // A write that was under way when the mirror came up reaches no tap: it has to land before it is read.
+    bitmap::drain(&*reading.monitor).map_err(|e| from_monitor(&e))?;
     match purpose {
         Purpose::Seed(writers) => seed(reading, writers),
         Purpose::Resync(images) => resync(reading, images),

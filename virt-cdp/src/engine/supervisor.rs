@@ -60,8 +60,23 @@ struct Supervisor {
 struct Active {
     capture: Capture,
     ready: bool,
-    upkeep: Option<Upkeep>,
+    upkeep: Upkeep,
     next_point: Instant,
+}
+
+/// Why a capture ends.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// QEMU has ended.
+    MachineStopped,
+    /// A tap or a mirror is gone, and QEMU runs.
+    TapLost,
+    /// The journal takes nothing more.
+    JournalFailed,
+    /// The user said so.
+    Suspended,
+    /// The daemon is being stopped.
+    DaemonStopped,
 }
 
 /// The short tag of a machine, from its id: what its pieces inside QEMU are named after.
@@ -108,7 +123,7 @@ impl Supervisor {
             }
             self.look();
         }
-        self.put_down(Some(GapReason::DaemonStopped), false);
+        self.put_down(End::DaemonStopped);
     }
 
     fn next_wait(&self) -> Duration {
@@ -223,9 +238,17 @@ impl Supervisor {
         let upkeep = Upkeep::start(
             Arc::clone(&self.setting.source),
             harbor.clone(),
-            capture.rotation(),
+            capture.qemu_side(),
             self.setting.bitmap_interval,
         );
+        let upkeep = match upkeep {
+            Ok(upkeep) => upkeep,
+            Err(e) => {
+                capture.end();
+                let what = format!("cannot start a thread: {e}");
+                return Err(ApiError::new(ApiErrorKind::ResourceExhausted, what));
+            }
+        };
         let state = if harbor.is_seeded() {
             State::Resyncing
         } else {
@@ -236,9 +259,6 @@ impl Supervisor {
             s.progress = Some(Arc::clone(&capture.progress));
         });
         self.machine.set_state(state, "");
-        let upkeep = upkeep
-            .inspect_err(|e| tracing::warn!(error = %e, "no upkeep thread"))
-            .ok();
         self.capture = Some(Active {
             capture,
             ready: false,
@@ -270,11 +290,10 @@ impl Supervisor {
         self.machine.update(|s| s.stats = Some(stats));
         if let Some(failure) = active.capture.recorder().failure() {
             let what = format!("the journal has failed: {}", sentence(&*failure));
-            self.gap = Some((GapReason::JournalFailed, now()));
-            self.put_down(None, false);
+            self.put_down(End::JournalFailed);
             return self.failed(&ApiError::new(ApiErrorKind::ResourceExhausted, what));
         }
-        if !active.capture.lost().is_empty() {
+        if active.upkeep.lost() || !active.capture.lost().is_empty() {
             return self.tap_lost();
         }
         if !active.ready {
@@ -282,7 +301,7 @@ impl Supervisor {
                 ReadState::Reading => {}
                 ReadState::Finished | ReadState::Idle => self.became_ready(),
                 ReadState::Failed(error) => {
-                    self.put_down(Some(GapReason::TapLost), true);
+                    self.put_down(End::TapLost);
                     self.failed(&error);
                 }
             }
@@ -318,7 +337,7 @@ impl Supervisor {
                 "no first point"
             );
         }
-        if let Err(error) = active.capture.rotation().rotate() {
+        if let Err(error) = active.capture.qemu_side().rotate() {
             tracing::warn!(machine = self.machine.name, %error, "the bitmaps were not rotated");
         }
         active.ready = true;
@@ -329,57 +348,71 @@ impl Supervisor {
         self.machine.set_state(State::Protected, "");
     }
 
-    /// QEMU let go of a tap: it ended, or the mirror was cancelled.
+    /// QEMU let go of a tap: it ended, or a mirror was cancelled.
     fn tap_lost(&mut self) {
-        let still_runs = matches!(self.setting.source.presence(), Presence::Running(_));
-        let reason = if still_runs {
-            GapReason::TapLost
+        if let Presence::Running(_) = self.setting.source.presence() {
+            self.put_down(End::TapLost);
+            let what = "QEMU has let go of the tap: its mirror was ended";
+            self.failed(&ApiError::new(ApiErrorKind::Unavailable, what));
         } else {
-            GapReason::MachineStopped
-        };
-        self.put_down(Some(reason), still_runs);
-        if still_runs {
-            self.failed(&ApiError::new(
-                ApiErrorKind::Unavailable,
-                "QEMU has let go of the tap",
-            ));
-        } else {
+            self.put_down(End::MachineStopped);
             self.look_at = Instant::now();
         }
     }
 
-    /// Ends the capture: a last point where one can be made, then the gap for `reason`.
-    fn put_down(&mut self, reason: Option<GapReason>, tap_is_lost: bool) {
+    /// Ends the capture: a last point where one can be made, then the gap.
+    ///
+    /// While the machine runs, a point is made before the first tap goes: taps go one after the other, and
+    /// what comes through the last ones without the first is no state of the machine. When QEMU has ended,
+    /// the last point is made after the last tap.
+    fn put_down(&mut self, end: End) {
         let Some(mut active) = self.capture.take() else {
             return;
         };
-        drop(active.upkeep.take());
-        active.capture.detach();
-        let recorder = active.capture.recorder().clone();
-        if active.ready
-            && let Err(error) = recorder.point_if_written()
-        {
-            tracing::warn!(
-                machine = self.machine.name,
-                error = sentence(&error),
-                "no last point"
-            );
-        }
-        if let Some(reason) = reason {
-            let start = now();
-            self.gap = Some((reason, start));
-            // Without a base point there are no points that could be missing.
-            if self.harbor().is_seeded()
-                && let Err(error) = recorder.open_gap(reason, start)
+        let (confirmed, recorder) = (active.upkeep.confirmed(), active.capture.recorder().clone());
+        let last_point = || {
+            if active.ready
+                && let Err(error) = recorder.point_if_written()
             {
                 tracing::warn!(
                     machine = self.machine.name,
                     error = sentence(&error),
-                    tap_is_lost,
-                    "gap not recorded"
+                    "no last point"
                 );
             }
+        };
+        let (reason, start) = match end {
+            End::MachineStopped => {
+                if active.capture.wait_end() {
+                    last_point();
+                }
+                (GapReason::MachineStopped, now())
+            }
+            End::Suspended | End::DaemonStopped => {
+                last_point();
+                let reason = match end {
+                    End::Suspended => GapReason::Suspended,
+                    _ => GapReason::DaemonStopped,
+                };
+                (reason, now())
+            }
+            // From when on the mirrors did not stand is not known better than that.
+            End::TapLost => (GapReason::TapLost, confirmed),
+            End::JournalFailed => (GapReason::JournalFailed, now()),
+        };
+        drop(active.upkeep);
+        self.gap = Some((reason, start));
+        // Without a base point there are no points that could be missing.
+        if self.harbor().is_seeded()
+            && let Err(error) = recorder.open_gap(reason, start)
+        {
+            tracing::warn!(
+                machine = self.machine.name,
+                error = sentence(&error),
+                "the gap is not recorded yet"
+            );
         }
+        active.capture.detach();
         active.capture.end();
         self.machine.update(|s| {
             s.attached.clear();
@@ -402,17 +435,15 @@ impl Supervisor {
                 self.look_at = Instant::now();
             }
             Mode::Suspended => {
-                self.put_down(Some(GapReason::Suspended), false);
+                self.put_down(End::Suspended);
                 self.machine.set_state(State::Suspended, "");
             }
             Mode::Released => {
-                if let Some(active) = &mut self.capture {
-                    let rotation = active.capture.rotation();
-                    drop(active.upkeep.take());
-                    active.capture.detach();
-                    rotation.remove_bitmaps();
+                let qemu = self.capture.as_ref().map(|a| a.capture.qemu_side());
+                self.put_down(End::Suspended);
+                if let Some(qemu) = qemu {
+                    qemu.remove_bitmaps();
                 }
-                self.put_down(Some(GapReason::Suspended), false);
                 self.machine.set_state(State::Unprotected, "");
             }
         }

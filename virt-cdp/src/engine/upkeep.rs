@@ -1,46 +1,65 @@
 //! What a capture needs done now and then through the monitor or libvirt, off the supervisor's thread.
 //!
-//! Both may be slow to answer; points must not wait for them. Each second the machine's definition is
-//! looked at (later points carry it), at the bitmap interval the bitmaps are rotated.
+//! All of it may be slow to answer; points must not wait for it. Each second the machine's definition is
+//! looked at (later points carry it) and the mirrors are confirmed; at the bitmap interval the bitmaps are
+//! rotated.
+//!
+//! Invariant: whatever was captured up to [`Upkeep::confirmed`] came through mirrors that stood.
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use cdp_core::Harbor;
+use cdp_core::{Harbor, Timestamp};
 
-use crate::engine::{capture::Rotation, source::Source};
+use crate::engine::{capture::QemuSide, guard, machine::now, source::Source};
 
-/// How often the definition is looked at.
-const DEFINITION_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the definition and the mirrors are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The running upkeep of one capture; dropped, it ends.
 pub(crate) struct Upkeep {
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    seen: Arc<Seen>,
+}
+
+/// What was last seen of the mirrors.
+struct Seen {
+    confirmed: Mutex<Timestamp>,
+    lost: AtomicBool,
 }
 
 impl Upkeep {
-    /// Starts the upkeep.
+    /// Starts the upkeep of a capture whose mirrors stand.
     pub(crate) fn start(
         source: Arc<dyn Source>,
         harbor: Harbor,
-        rotation: Rotation,
+        qemu: QemuSide,
         bitmap_interval: Duration,
     ) -> std::io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
+        let seen = Arc::new(Seen {
+            confirmed: Mutex::new(now()),
+            lost: AtomicBool::new(false),
+        });
+        let theirs = Arc::clone(&seen);
         let thread = thread::Builder::new()
             .name("upkeep".into())
             .spawn(move || {
                 let mut rotate_at = Instant::now() + bitmap_interval;
-                while let Err(mpsc::RecvTimeoutError::Timeout) =
-                    stopped.recv_timeout(DEFINITION_INTERVAL)
+                while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(LOOK_INTERVAL)
                 {
+                    theirs.confirm(&qemu);
                     keep_definition(&*source, &harbor);
                     if Instant::now() >= rotate_at {
-                        if let Err(error) = rotation.rotate() {
+                        if let Err(error) = qemu.rotate() {
                             tracing::warn!(%error, "the bitmaps were not rotated");
                         }
                         rotate_at = Instant::now() + bitmap_interval;
@@ -50,7 +69,29 @@ impl Upkeep {
         Ok(Self {
             stop: Some(stop),
             thread: Some(thread),
+            seen,
         })
+    }
+
+    /// Until when the mirrors are known to have stood.
+    pub(crate) fn confirmed(&self) -> Timestamp {
+        *guard(&self.seen.confirmed)
+    }
+
+    /// True once a mirror was found gone.
+    pub(crate) fn lost(&self) -> bool {
+        self.seen.lost.load(Ordering::SeqCst)
+    }
+}
+
+impl Seen {
+    fn confirm(&self, qemu: &QemuSide) {
+        let asked = now();
+        match qemu.mirrors_stand() {
+            Ok(true) => *guard(&self.confirmed) = asked,
+            Ok(false) => self.lost.store(true, Ordering::SeqCst),
+            Err(error) => tracing::debug!(%error, "the mirrors cannot be confirmed now"),
+        }
     }
 }
 
