@@ -56,6 +56,9 @@ install: build
 	install -m 0644 target/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
 	install -m 0644 target/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8/
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	if [ -d /etc/apparmor.d ] && ! grep -qs virt-cdp $(DESTDIR)/etc/apparmor.d/local/abstractions/libvirt-qemu; then \
+	  install -d $(DESTDIR)/etc/apparmor.d/local/abstractions; \
+	  cat plugins/host/apparmor/libvirt-qemu >> $(DESTDIR)/etc/apparmor.d/local/abstractions/libvirt-qemu; fi
 	$(BIN) completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/virt-cdp
 
 clean:

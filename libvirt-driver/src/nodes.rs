@@ -21,6 +21,8 @@ pub struct DiskNode {
     pub virtual_size: u64,
     /// QEMU's driver of the node: `qcow2`, `raw`, or the storage's (`file`, `host_device`, `rbd`, ...), which is raw.
     pub driver: String,
+    /// Bytes the image takes on its storage, without its backing images, where QEMU tells.
+    pub allocated: Option<u64>,
     /// True for qcow2 with compat 1.1: the image can hold a persistent bitmap.
     pub qcow2_v3: bool,
     /// What sits between the guest and the node.
@@ -157,6 +159,7 @@ pub fn find_node(
         on_top: on_top(top, &name, jobs, disk),
         node: name,
         virtual_size,
+        allocated: node.pointer("/image/actual-size").and_then(Value::as_u64),
         driver,
         qcow2_v3,
     })

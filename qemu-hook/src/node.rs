@@ -19,6 +19,8 @@ pub struct Node {
     pub format: String,
     /// The image, as QEMU names it.
     pub image: String,
+    /// Bytes the image takes on its storage, without its backing images, where QEMU tells.
+    pub allocated: Option<u64>,
     /// Whether bitmaps on it can be stored in the image: qcow2 of version 3.
     pub persistent_bitmaps: bool,
 }
@@ -178,6 +180,7 @@ fn judge_node(node: &Value) -> Verdict {
         name: text(&node["node-name"]),
         size,
         persistent_bitmaps: format == "qcow2" && compat != "0.10",
+        allocated: image["actual-size"].as_u64(),
         image: text(&image["filename"]),
         format,
     })

@@ -70,7 +70,7 @@ impl Daemon {
         self.child = Some(child);
         wait_for("the daemon answers", START_DEADLINE, || {
             if let Some(Ok(Some(status))) = self.child.as_mut().map(Child::try_wait) {
-                return Ok(panic_with_log(self, &format!("virtcdpd ended: {status}")));
+                panic_with_log(self, &format!("virtcdpd ended: {status}"));
             }
             let ran = self.cli(&["status"]);
             if ran.ok { Ok(()) } else { Err(ran.err) }
@@ -107,12 +107,9 @@ impl Daemon {
     /// Runs `virt-cdp` against this daemon.
     pub fn cli(&self, arguments: &[&str]) -> Ran {
         let program = program();
-        let mut all = vec!["-c", self.socket().to_str().expect("a plain path")]
-            .iter()
-            .map(|s| (*s).to_owned())
-            .collect::<Vec<_>>();
-        all.extend(arguments.iter().map(|s| (*s).to_owned()));
-        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let socket = self.socket();
+        let mut all = vec!["-c", socket.to_str().expect("a plain path")];
+        all.extend(arguments);
         run(program.to_str().expect("a plain path"), &all)
     }
 
@@ -189,7 +186,7 @@ impl Daemon {
     }
 }
 
-fn panic_with_log(daemon: &Daemon, what: &str) {
+fn panic_with_log(daemon: &Daemon, what: &str) -> ! {
     let log = fs::read_to_string(daemon.log_path()).unwrap_or_default();
     let lines: Vec<&str> = log.lines().collect();
     let tail = lines

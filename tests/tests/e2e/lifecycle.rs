@@ -181,6 +181,81 @@ fn suspend_resume_unprotect_and_protect_again_keep_the_history() {
 }
 
 #[test]
+fn a_mirror_that_somebody_cancels_is_noticed_and_replaced() {
+    if !needs_libvirt() {
+        return;
+    }
+    let name = unique("cancel");
+    let guest = Guest::start(&name, &[("qcow2", 32 << 20), ("raw", 16 << 20)]);
+    let daemon = Daemon::start();
+    daemon.ok(&["protect", &name]);
+    // Both disks are written to all the while: points come every second, also after one mirror is gone.
+    guest.sh("(wload /dev/vda --seconds 8 --size-mib 8; wload /dev/vdb --seconds 1 --size-mib 8) >/dev/null 2>&1 &");
+    std::thread::sleep(Duration::from_millis(2500));
+    let jobs = guest.virsh(&[
+        "qemu-monitor-command",
+        &name,
+        "{\"execute\":\"query-block-jobs\"}",
+    ]);
+    let jobs: serde_json::Value = serde_json::from_str(&jobs).expect("JSON");
+    let job = jobs["return"][0]["device"]
+        .as_str()
+        .expect("a job")
+        .to_owned();
+    let cancel =
+        format!("{{\"execute\":\"block-job-cancel\",\"arguments\":{{\"device\":\"{job}\"}}}}");
+    let cancelled = virt_cdp_tests::now_ns();
+    guest.virsh(&["qemu-monitor-command", &name, &cancel]);
+    wait_for("the loss is noticed", SOON, || {
+        let info = daemon.json(&["info", &name]);
+        if info["gaps"].as_array().is_some_and(|g| !g.is_empty()) {
+            Ok(())
+        } else {
+            Err(info["state"].to_string())
+        }
+    });
+    let info = daemon.wait_state(&name, "protected", SOON);
+    let gap = &info["gaps"][0];
+    assert_eq!(gap["reason"], "tap-lost");
+    let nearly = |time: &serde_json::Value| {
+        let text = time.as_str().expect("a time");
+        let seconds: i64 = must("date", &["-d", text, "+%s"])
+            .trim()
+            .parse()
+            .expect("seconds");
+        seconds - cancelled / 1_000_000_000
+    };
+    assert!(
+        nearly(&gap["start"]) <= 0,
+        "the gap begins before the mirror went: {gap}"
+    );
+    let offered = daemon.json(&[
+        "point-list",
+        &name,
+        "--from",
+        gap["start"].as_str().expect("a time"),
+        "--to",
+        gap["end"].as_str().expect("a time"),
+    ]);
+    let inside = offered["points"]
+        .as_array()
+        .expect("points")
+        .iter()
+        .filter(|p| p["time"].as_str() > gap["start"].as_str())
+        .count();
+    assert_eq!(inside, 0, "no point of the gap is offered: {offered}");
+    std::thread::sleep(Duration::from_secs(6));
+    newest_equals_after_point(&daemon, &guest, &name);
+}
+
+/// As [`newest_equals`], of a point made now.
+fn newest_equals_after_point(daemon: &Daemon, guest: &Guest, name: &str) {
+    guest.flush();
+    daemon.ok(&["point-create", name]);
+    newest_equals(daemon, guest, name);
+}
+
+#[test]
 fn idle_machines_make_no_points_and_busy_ones_one_a_second() {
     if !needs_libvirt() {
         return;

@@ -4,6 +4,8 @@ mod architecture;
 
 mod bad_input;
 
+mod disks;
+
 mod exactness;
 
 mod lifecycle;

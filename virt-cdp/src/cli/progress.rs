@@ -26,7 +26,8 @@ enum Face {
     /// Made when there is something to show.
     Bar(Option<ProgressBar>),
     Lines {
-        last: Instant,
+        /// None: none was written yet.
+        last: Option<Instant>,
     },
     Silent,
 }
@@ -36,9 +37,7 @@ impl Meter {
         let face = match reader {
             Reader::Programs => Face::Silent,
             Reader::People if std::io::stderr().is_terminal() => Face::Bar(None),
-            Reader::People => Face::Lines {
-                last: Instant::now(),
-            },
+            Reader::People => Face::Lines { last: None },
         };
         Self { face }
     }
@@ -53,6 +52,9 @@ impl Meter {
         else {
             return;
         };
+        if *total_bytes == 0 {
+            return; // nothing is known yet
+        }
         match &mut self.face {
             Face::Bar(bar) => {
                 let bar = bar.get_or_insert_with(bar_on_stderr);
@@ -60,8 +62,8 @@ impl Meter {
                 bar.set_length(*total_bytes);
                 bar.set_position(*done_bytes);
             }
-            Face::Lines { last } if last.elapsed() >= LINE_INTERVAL => {
-                *last = Instant::now();
+            Face::Lines { last } if last.is_none_or(|last| last.elapsed() >= LINE_INTERVAL) => {
+                *last = Some(Instant::now());
                 let percent = u128::from(*done_bytes) * 100 / u128::from((*total_bytes).max(1));
                 eprintln!(
                     "{what}: {percent} %, {} of {}",
@@ -82,7 +84,7 @@ impl Meter {
 }
 
 fn bar_on_stderr() -> ProgressBar {
-    let template = "{msg} [{bar:30}] {percent:>3} %  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta}";
+    let template = "{msg} [{wide_bar}] {percent:>3} %  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta}";
     let style =
         ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(0).with_style(style.progress_chars("=> "))

@@ -101,10 +101,10 @@ pub(super) fn local_in(ns: i64, zone: &TimeZone) -> String {
 
 /// Prints seconds with what precision they deserve: `0.4 s`, `12 s`, `3m5s`.
 pub(super) fn seconds(ns: u64) -> String {
-    let ms = ns / 1_000_000;
+    let ms = ns.saturating_add(500_000) / 1_000_000;
     match ms {
-        0..10_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
-        10_000..60_000 => format!("{} s", ms / 1000),
+        0..9_950 => format!("{}.{} s", (ms + 50) / 1000, (ms + 50) % 1000 / 100),
+        9_950..59_500 => format!("{} s", (ms + 500) / 1000),
         _ => crate::units::format_duration(std::time::Duration::from_secs(ms / 1000)),
     }
 }

@@ -48,7 +48,7 @@ use std::{
 };
 
 use cdp_core::{AckRule, Harbor, MachineSource, Mode, Options, machine::FORMAT_VERSION};
-use libvirt_driver::{DomainEventKind, Hypervisor};
+use libvirt_driver::{DomainEventKind, Hypervisor, apparmor};
 
 use self::{
     errors::{from_harbor, from_libvirt},
@@ -63,6 +63,10 @@ use crate::{
     api::{self, ApiError, ApiErrorKind, ApiResult, v1},
     daemon::config::{Ack, Config},
 };
+
+/// Said where AppArmor runs without our rules.
+const APPARMOR_PROBLEM: &str = "AppArmor keeps QEMU from the sockets of views, so takeovers will not start: append \
+    plugins/host/apparmor/libvirt-qemu to /etc/apparmor.d/local/abstractions/libvirt-qemu ('make install' does)";
 
 /// Locks; a thread that panicked while holding the lock does not take the rest down.
 fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -212,8 +216,9 @@ impl Engine {
         let listener = thread::Builder::new().name("libvirt-events".into()).spawn(move || {
             while let Ok(event) = events.recv() {
                 let Some(engine) = engine.upgrade() else { break };
-                if matches!(event.kind, DomainEventKind::Started | DomainEventKind::Stopped | DomainEventKind::Crashed)
-                {
+                let tells =
+                    matches!(event.kind, DomainEventKind::Started | DomainEventKind::Stopped | DomainEventKind::Crashed);
+                if tells && engine.knows(&event.uuid) {
                     tracing::info!(domain = event.name, kind = ?event.kind, detail = event.detail, "libvirt event");
                 }
                 engine.wake(&event.uuid);
@@ -223,6 +228,13 @@ impl Engine {
             tracing::warn!(%error, "libvirt's events are not heard; machines are asked every few seconds");
         }
         Ok(hypervisor)
+    }
+
+    /// True for a domain that is a machine of ours.
+    fn knows(&self, domain: &str) -> bool {
+        guard(&self.machines).values().any(|machine| {
+            matches!(machine.description().source, MachineSource::Libvirt { uuid, .. } if uuid == domain)
+        })
     }
 
     /// Has the machine behind a domain looked at, or all of them.
@@ -304,6 +316,9 @@ impl api::Engine for EngineHandle {
                     machine.name, status.detail
                 ));
             }
+        }
+        if apparmor::apparmor_active() && !apparmor::apparmor_rules_installed() {
+            problems.push(APPARMOR_PROBLEM.into());
         }
         let protected = machines
             .iter()

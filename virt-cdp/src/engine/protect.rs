@@ -20,7 +20,11 @@ use crate::{
         messages, names,
         source::{Found, Presence},
     },
+    units::format_size,
 };
+
+/// Bytes a harbor must have for its journal beside the base points.
+const JOURNAL_ROOM: u64 = 16 << 20;
 
 /// A machine as it was asked for.
 struct Asked {
@@ -60,7 +64,9 @@ impl Engine {
                 return Err(ApiError::new(ApiErrorKind::Unavailable, reason));
             }
         }
-        let (volumes, left_out) = choose(&asked, source.disks()?)?;
+        let found = source.disks()?;
+        let (volumes, left_out) = choose(&asked, &found)?;
+        self.require_room(&asked, &volumes, &found)?;
         // One connection at a time: the supervisor makes its own.
         let definition = source.definition()?;
         drop(source);
@@ -194,6 +200,42 @@ impl Engine {
         Ok(messages::machine(machine))
     }
 
+    /// Refuses a seed that is bound to fill the disk.
+    fn require_room(
+        &self,
+        asked: &Asked,
+        volumes: &[VolumeDescription],
+        found: &[Found],
+    ) -> ApiResult<()> {
+        let allocated = |disk: &&Found| match &disk.verdict {
+            Verdict::Protectable(node) => node.allocated,
+            _ => None,
+        };
+        let chosen = found
+            .iter()
+            .filter(|f| volumes.iter().any(|v| v.target == f.target));
+        let needed = chosen
+            .filter_map(|f| allocated(&f))
+            .sum::<u64>()
+            .saturating_add(JOURNAL_ROOM);
+        let Ok(space) = rustix::fs::statvfs(&self.harbors) else {
+            return Ok(());
+        };
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        if free >= needed {
+            return Ok(());
+        }
+        let what = format!(
+            "no space for the harbor of '{}': the disks take {}, {} has {} left",
+            asked.name,
+            format_size(needed - JOURNAL_ROOM),
+            self.harbors.display(),
+            format_size(free)
+        );
+        Err(ApiError::new(ApiErrorKind::ResourceExhausted, what)
+            .hint("make room on that file system, or set state_dir to a larger one"))
+    }
+
     fn create_harbor(&self, asked: &Asked, volumes: Vec<VolumeDescription>) -> ApiResult<Harbor> {
         let description = MachineDescription {
             format_version: FORMAT_VERSION,
@@ -292,7 +334,7 @@ impl Engine {
 }
 
 /// Which of the found disks become volumes, and what is said of the others.
-fn choose(asked: &Asked, found: Vec<Found>) -> ApiResult<(Vec<VolumeDescription>, Vec<String>)> {
+fn choose(asked: &Asked, found: &[Found]) -> ApiResult<(Vec<VolumeDescription>, Vec<String>)> {
     let refuse = |what: String, hint: String| {
         Err(ApiError::new(ApiErrorKind::FailedPrecondition, what).hint(hint))
     };
@@ -305,7 +347,7 @@ fn choose(asked: &Asked, found: Vec<Found>) -> ApiResult<(Vec<VolumeDescription>
         .hint(format!("it has: {}", names.join(", "))));
     }
     let (mut volumes, mut left_out) = (Vec::new(), Vec::new());
-    for disk in &found {
+    for disk in found {
         let named = asked.targets.contains(&disk.target);
         if !named && !asked.targets.is_empty() {
             left_out.push(format!("{}: not chosen", disk.target));

@@ -96,6 +96,7 @@ impl DomainSource {
             Ok(node) => Ok(Verdict::Protectable(Node {
                 name: node.node,
                 size: node.virtual_size,
+                allocated: node.allocated,
                 format: node.driver,
                 image: disk.source.clone(),
                 persistent_bitmaps: node.qcow2_v3,
