@@ -162,7 +162,7 @@ fn a_harbor_that_cannot_be_written() {
     // Not writable: a read-only file system stops even root.
     must(
         "mount",
-        &["-t", "tmpfs", "-o", "size=16m,ro", "none", &harbors],
+        &["-t", "tmpfs", "-o", "size=256m,ro", "none", &harbors],
     );
     let ran = daemon.cli(&["protect", "readonly", "--qmp", &qmp, "--node", "disk0"]);
     must("umount", &["-l", &harbors]);
@@ -176,6 +176,76 @@ fn a_harbor_that_cannot_be_written() {
     );
 
     daemon.ok(&["protect", "room", "--qmp", &qmp, "--node", "disk0"]);
+}
+
+#[test]
+fn a_harbor_that_fills_up_lets_the_guest_go_on_and_comes_back() {
+    if !needs(&["qemu-storage-daemon", "mount"]) {
+        return;
+    }
+    let storage = StorageDaemon::start(&[("raw", 64 << 20)]);
+    let mut daemon = Daemon::start();
+    let harbors = daemon.harbors().display().to_string();
+    must(
+        "mount",
+        &["-t", "tmpfs", "-o", "size=40m", "none", &harbors],
+    );
+    let qmp = storage.qmp().display().to_string();
+    daemon.ok(&["protect", "fills", "--qmp", &qmp, "--node", "disk0"]);
+    let socket = storage.serve(1);
+    let uri = format!("nbd+unix:///disk0?socket={}", socket.display());
+    must("qemu-io", &["-f", "raw", "-c", "write -P 1 0 4M", &uri]);
+    let old = daemon.json(&["point-create", "fills"])["id"].to_string();
+    // More than fits; every write of the guest succeeds all the same.
+    must(
+        "qemu-io",
+        &[
+            "-f",
+            "raw",
+            "-c",
+            "write -P 2 0 32M",
+            "-c",
+            "write -P 3 32M 32M",
+            &uri,
+        ],
+    );
+    let info = daemon.wait_state("fills", "failed", Duration::from_secs(20));
+    assert!(info["state_detail"].to_string().contains("space"), "{info}");
+    must("qemu-io", &["-f", "raw", "-c", "write -P 4 8M 1M", &uri]);
+    storage.stop_serving();
+
+    must("mount", &["-o", "remount,size=300m", &harbors]);
+    daemon.wait_state("fills", "protected", Duration::from_secs(90));
+    let check = |at: &str, reads: &[&str]| {
+        let view = daemon.json(&["view-open", "fills", "--at", at]);
+        let uri = view["volumes"][0]["uri"]
+            .as_str()
+            .expect("a URI")
+            .to_owned();
+        let mut all = vec!["-r", "-f", "raw"];
+        reads.iter().for_each(|r| all.extend(["-c", r]));
+        all.push(&uri);
+        let ran = run("qemu-io", &all);
+        assert!(
+            ran.ok && !ran.out.contains("verification failed"),
+            "{at}: {}{}",
+            ran.out,
+            ran.err
+        );
+        daemon.ok(&["view-close", view["id"].as_str().expect("an id")]);
+    };
+    check(&old, &["read -P 1 0 4M", "read -P 0 4M 60M"]);
+    check(
+        "latest",
+        &[
+            "read -P 2 0 8M",
+            "read -P 4 8M 1M",
+            "read -P 2 9M 23M",
+            "read -P 3 32M 32M",
+        ],
+    );
+    daemon.stop();
+    must("umount", &["-l", &harbors]);
 }
 
 fn must_query(storage: &StorageDaemon) -> String {
