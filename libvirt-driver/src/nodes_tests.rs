@@ -38,6 +38,7 @@ fn found(node: &str, size: u64, driver: &str, v3: bool, on_top: Option<OnTop>) -
         node: node.into(),
         virtual_size: size,
         driver: driver.into(),
+        allocated: None,
         qcow2_v3: v3,
         on_top,
     }

@@ -157,9 +157,12 @@ fn a_takeover_is_shaped_and_committed_and_stands_on_its_own() {
     guest.sh(
         "mkfs.ext4 -q /dev/vda && mkdir -p /a && mount /dev/vda /a && echo kept >/a/file && sync",
     );
+    guest.virsh(&["desc", &name, "--live", "--title", "then"]);
+    std::thread::sleep(Duration::from_millis(2500));
     let point = daemon.json(&["point-create", &name, "--label", "before the disaster"]);
+    guest.virsh(&["desc", &name, "--live", "--title", "now"]);
     guest.sh("rm /a/file; sync");
-    std::thread::sleep(Duration::from_millis(1200));
+    std::thread::sleep(Duration::from_millis(2500));
 
     let takeover = unique("shaped");
     let made = daemon.json(&[
@@ -184,6 +187,11 @@ fn a_takeover_is_shaped_and_committed_and_stands_on_its_own() {
     );
     let copy = Guest::adopted(&takeover);
     copy.wait_ready();
+    assert_eq!(
+        guest.virsh(&["desc", &takeover, "--title"]).trim(),
+        "then",
+        "the domain is as it was at the point"
+    );
     assert_eq!(copy.sh("nproc").trim(), "2");
     let kib: u64 = copy
         .sh("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")

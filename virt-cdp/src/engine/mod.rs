@@ -38,6 +38,10 @@ mod takeovers;
 
 mod jobs;
 
+mod calls;
+
+pub use calls::{EngineHandle, open};
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -47,26 +51,22 @@ use std::{
     thread,
 };
 
-use cdp_core::{AckRule, Harbor, MachineSource, Mode, Options, machine::FORMAT_VERSION};
-use libvirt_driver::{DomainEventKind, Hypervisor, apparmor};
+use cdp_core::{AckRule, Harbor, MachineSource, Options};
+use libvirt_driver::{DomainEventKind, Hypervisor};
 
 use self::{
     errors::{from_harbor, from_libvirt},
     jobs::Jobs,
-    machine::{Machine, State},
+    machine::Machine,
     source::{DomainSource, QmpSource, Source},
     supervisor::Setting,
     takeovers::Takeovers,
-    views::{Access, Holder, Views},
+    views::{Access, Views},
 };
 use crate::{
-    api::{self, ApiError, ApiErrorKind, ApiResult, v1},
+    api::{ApiError, ApiErrorKind, ApiResult},
     daemon::config::{Ack, Config},
 };
-
-/// Said where AppArmor runs without our rules.
-const APPARMOR_PROBLEM: &str = "AppArmor keeps QEMU from the sockets of views, so takeovers will not start: append \
-    plugins/host/apparmor/libvirt-qemu to /etc/apparmor.d/local/abstractions/libvirt-qemu ('make install' does)";
 
 /// Locks; a thread that panicked while holding the lock does not take the rest down.
 fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -286,220 +286,6 @@ impl Engine {
             .ok()
             .map(|m| (m.uid(), m.gid()))
     }
-}
-
-/// Engine calls need the shared pointer; the API's trait is implemented on this handle.
-pub struct EngineHandle(Arc<Engine>);
-
-/// Opens an engine as the daemon wants it.
-///
-/// # Errors
-/// As [`Engine::open`].
-pub fn open(config: &Config) -> ApiResult<Arc<dyn api::Engine>> {
-    Ok(Arc::new(EngineHandle(Engine::open(config)?)))
-}
-
-impl api::Engine for EngineHandle {
-    fn format_version(&self) -> u32 {
-        FORMAT_VERSION
-    }
-
-    fn status(&self) -> ApiResult<v1::StatusReply> {
-        let engine = &self.0;
-        let machines: Vec<Arc<Machine>> = guard(&engine.machines).values().cloned().collect();
-        let mut problems = guard(&engine.problems).clone();
-        for machine in &machines {
-            let status = machine.status();
-            if status.state == State::Failed {
-                problems.push(format!(
-                    "machine '{}' is not captured: {}",
-                    machine.name, status.detail
-                ));
-            }
-        }
-        if apparmor::apparmor_active() && !apparmor::apparmor_rules_installed() {
-            problems.push(APPARMOR_PROBLEM.into());
-        }
-        let protected = machines
-            .iter()
-            .filter(|m| m.status().state == State::Protected)
-            .count();
-        let space = rustix::fs::statvfs(&engine.config.state_dir)
-            .map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
-        Ok(v1::StatusReply {
-            state_dir: engine.config.state_dir.display().to_string(),
-            machines: count(machines.len()),
-            machines_protected: count(protected),
-            views: count(engine.views.list().len()),
-            takeovers: count(engine.takeovers.count()),
-            jobs_running: count(engine.jobs.running()),
-            free_bytes: space,
-            problems,
-            ..Default::default()
-        })
-    }
-
-    fn protect(&self, request: v1::ProtectRequest) -> ApiResult<v1::Machine> {
-        self.0.protect(&request)
-    }
-
-    fn unprotect(&self, request: v1::UnprotectRequest) -> ApiResult<()> {
-        self.0.unprotect(&request)
-    }
-
-    fn suspend(&self, request: v1::MachineRequest) -> ApiResult<v1::Machine> {
-        self.0.set_mode(&request.name, Mode::Suspended)
-    }
-
-    fn resume(&self, request: v1::MachineRequest) -> ApiResult<v1::Machine> {
-        self.0.set_mode(&request.name, Mode::Active)
-    }
-
-    fn list_machines(&self) -> ApiResult<v1::MachineList> {
-        let machines: Vec<Arc<Machine>> = guard(&self.0.machines).values().cloned().collect();
-        Ok(v1::MachineList {
-            machines: machines.iter().map(|m| messages::machine(m)).collect(),
-        })
-    }
-
-    fn get_machine(&self, request: v1::MachineRequest) -> ApiResult<v1::Machine> {
-        Ok(messages::machine(&*self.0.machine(&request.name)?))
-    }
-
-    fn list_points(&self, request: v1::ListPointsRequest) -> ApiResult<v1::PointList> {
-        let harbor = self.0.machine(&request.name)?.harbor();
-        let from = moments::bound(&harbor, request.from.as_ref())?;
-        let to = moments::bound(&harbor, request.to.as_ref())?;
-        let limit = if request.limit == 0 {
-            usize::MAX
-        } else {
-            request.limit as usize
-        };
-        let mut points = harbor.points_between(from, to, limit.saturating_add(1));
-        let truncated = points.len() > limit;
-        if truncated {
-            points.remove(0);
-        }
-        Ok(v1::PointList {
-            points: points.iter().map(messages::point).collect(),
-            truncated,
-        })
-    }
-
-    fn create_point(&self, request: v1::CreatePointRequest) -> ApiResult<v1::Point> {
-        let label = (!request.label.is_empty()).then_some(request.label);
-        let machine = self.0.machine(&request.name)?;
-        let point = machine.ask(|answer| machine::Command::Point(label, answer))?;
-        Ok(messages::point(&point))
-    }
-
-    fn open_view(&self, request: v1::OpenViewRequest) -> ApiResult<v1::View> {
-        let harbor = self.0.machine(&request.name)?.harbor();
-        let point = moments::resolve(&request.name, &harbor, request.at.as_ref())?;
-        let view = harbor.view(point.id).map_err(from_harbor)?;
-        self.0.views.open(
-            &harbor.description(),
-            view,
-            Holder::User,
-            None,
-            self.0.user_access(),
-        )
-    }
-
-    fn list_views(&self) -> ApiResult<v1::ViewList> {
-        Ok(v1::ViewList {
-            views: self.0.views.list(),
-        })
-    }
-
-    fn close_view(&self, request: v1::CloseViewRequest) -> ApiResult<()> {
-        self.0.views.close(&request.id)
-    }
-
-    fn export(&self, request: v1::ExportRequest) -> ApiResult<v1::Job> {
-        let harbor = self.0.machine(&request.name)?.harbor();
-        export::start(&self.0.jobs, &harbor, &request)
-    }
-
-    fn get_job(&self, request: v1::JobRequest) -> ApiResult<v1::Job> {
-        Ok(self.0.jobs.get(&request.id)?.record())
-    }
-
-    fn cancel_job(&self, request: v1::JobRequest) -> ApiResult<v1::Job> {
-        let job = self.0.jobs.get(&request.id)?;
-        job.cancel();
-        Ok(job.record())
-    }
-
-    fn takeover(&self, request: v1::TakeoverRequest) -> ApiResult<v1::TakeoverReply> {
-        let began = std::time::Instant::now();
-        let harbor = self.0.machine(&request.name)?.harbor();
-        let point = moments::resolve(&request.name, &harbor, request.at.as_ref())?;
-        let uri = match harbor.description().source {
-            MachineSource::Libvirt { uri, .. } => uri,
-            MachineSource::Qmp { .. } => self.0.config.libvirt.uri.clone(),
-        };
-        let hypervisor = self.0.hypervisor(&uri)?;
-        let (takeover, dropped) =
-            self.0
-                .takeovers
-                .start(&harbor, &hypervisor, &self.0.views, point.id, &request)?;
-        let ready_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(
-            name = takeover.name,
-            machine = request.name,
-            point = point.id.0,
-            ready_ms,
-            "takeover"
-        );
-        Ok(v1::TakeoverReply {
-            takeover: Some(takeover),
-            dropped,
-            ready_ms,
-        })
-    }
-
-    fn list_takeovers(&self) -> ApiResult<v1::TakeoverList> {
-        Ok(v1::TakeoverList {
-            takeovers: self.0.takeovers.list(|uri| self.0.hypervisor(uri)),
-        })
-    }
-
-    fn discard_takeover(&self, request: v1::TakeoverNameRequest) -> ApiResult<()> {
-        let hypervisor = self
-            .0
-            .hypervisor(&self.0.takeovers.uri_of(&request.name)?)?;
-        self.0
-            .takeovers
-            .discard(&request.name, &hypervisor, &self.0.views)
-    }
-
-    fn commit_takeover(&self, request: v1::TakeoverNameRequest) -> ApiResult<v1::Job> {
-        let hypervisor = self
-            .0
-            .hypervisor(&self.0.takeovers.uri_of(&request.name)?)?;
-        let point = self.0.takeovers.begin_commit(&request.name)?;
-        let (takeovers, views) = (Arc::clone(&self.0.takeovers), Arc::clone(&self.0.views));
-        let name = request.name.clone();
-        self.0.jobs.start(
-            "commit",
-            &request.name,
-            Some(messages::point(&point)),
-            move |job| takeovers.commit(&name, &hypervisor, &views, job),
-        )
-    }
-
-    fn shutdown(&self) {
-        self.0.jobs.cancel_all();
-        let machines: Vec<Arc<Machine>> = guard(&self.0.machines).values().cloned().collect();
-        machines.iter().for_each(|m| m.begin_shutdown());
-        machines.iter().for_each(|m| m.join());
-        self.0.views.close_all();
-    }
-}
-
-fn count(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 fn make_dir(dir: &Path, mode: u32) -> ApiResult<()> {

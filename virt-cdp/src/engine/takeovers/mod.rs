@@ -7,6 +7,10 @@
 //! Invariant: whatever exists of a takeover is named in its record, written before. A crash of ours leaves a
 //! record; the next start serves its view again, so that a running takeover's QEMU finds it, and discard works.
 
+mod record;
+
+mod shape;
+
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -15,17 +19,17 @@ use std::{
     sync::Mutex,
 };
 
-use cdp_core::{Harbor, MachineDescription, MachineSource, Point, PointId, Timestamp};
+use cdp_core::{Harbor, MachineDescription, Point, PointId};
 use libvirt_driver::{
     Domain, DomainState, ErrorKind, Hypervisor, LibvirtError, TakeoverSpec,
     nvram::nvram_of,
     overlay::create_overlay,
     qemu_user::qemu_identity,
     takeover::{StartMode, Traces, new_uuid},
-    takeover_xml::{self, MacChoice, NbdBacking, NetworkChoice, TakeoverDisk},
+    takeover_xml,
 };
-use serde::{Deserialize, Serialize};
 
+use self::record::{Disk, Record, host};
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult, v1},
     engine::{
@@ -37,36 +41,6 @@ use crate::{
         views::{Access, Holder, Views},
     },
 };
-
-/// How long a takeover's QEMU waits for a view that is away, seconds: a restart of the daemon fits.
-const RECONNECT_DELAY_S: u32 = 300;
-
-/// What is kept of a takeover.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Record {
-    name: String,
-    uuid: String,
-    uri: String,
-    machine: String,
-    machine_id: String,
-    point: Point,
-    created: Timestamp,
-    socket: PathBuf,
-    dir: PathBuf,
-    nvram: Option<PathBuf>,
-    disks: Vec<Disk>,
-}
-
-/// A disk of a takeover.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Disk {
-    /// The volume's target, and the export's name.
-    target: String,
-    /// Its target in the takeover's own XML.
-    now: String,
-    overlay: PathBuf,
-    size: u64,
-}
 
 /// All takeovers.
 pub(crate) struct Takeovers {
@@ -84,38 +58,22 @@ struct Entry {
 impl Takeovers {
     /// Reads the records in `records`; a record that cannot be read is named in the result.
     pub(crate) fn open(records: PathBuf, overlay_dir: PathBuf) -> io::Result<(Self, Vec<String>)> {
-        fs::create_dir_all(&records)?;
-        let (mut known, mut problems) = (BTreeMap::new(), Vec::new());
-        for file in fs::read_dir(&records)? {
-            let path = file?.path();
-            if path.extension().is_none_or(|e| e != "toml") {
-                continue;
-            }
-            let read = fs::read_to_string(&path).map_err(|e| e.to_string());
-            match read.and_then(|text| toml::from_str::<Record>(&text).map_err(|e| e.to_string())) {
-                Ok(record) => {
-                    known.insert(
-                        record.name.clone(),
-                        Entry {
-                            record,
-                            committing: false,
-                        },
-                    );
-                }
-                Err(e) => problems.push(format!(
-                    "takeover record {} cannot be read: {e}",
-                    path.display()
-                )),
-            }
-        }
-        Ok((
-            Self {
-                records,
-                overlay_dir,
-                known: Mutex::new(known),
-            },
-            problems,
-        ))
+        let (found, problems) = record::read_all(&records)?;
+        let entry = |record: Record| {
+            (
+                record.name.clone(),
+                Entry {
+                    record,
+                    committing: false,
+                },
+            )
+        };
+        let takeovers = Self {
+            records,
+            overlay_dir,
+            known: Mutex::new(found.into_iter().map(entry).collect()),
+        };
+        Ok((takeovers, problems))
     }
 
     /// Serves the views of all takeovers of a machine again, after a restart.
@@ -159,7 +117,7 @@ impl Takeovers {
     ) -> ApiResult<(v1::Takeover, Vec<String>)> {
         let description = harbor.description();
         let view = harbor.view(point).map_err(from_harbor)?;
-        let then = then_xml(harbor, &description, view.point())?;
+        let then = shape::xml_of(harbor, &description, view.point())?;
         let name = match request.new_name.as_str() {
             "" => format!("{}-takeover-{}", description.name, point.0),
             name => name.to_owned(),
@@ -167,7 +125,7 @@ impl Takeovers {
         names::check("takeover", &name)?;
         let record = self.prepare(&name, hypervisor, views, &description, view.point())?;
         drop(view);
-        let (spec, mode) = spec(&record, request, hypervisor)?;
+        let (spec, mode) = shape::spec(&record, request, hypervisor)?;
         self.begin(&record, hypervisor)?;
         let started = self.bring_up(record, harbor, hypervisor, views, (&then, spec, mode));
         if started.is_err() {
@@ -228,7 +186,7 @@ impl Takeovers {
         if record.dir.exists() {
             return taken(format!("{} is there already", record.dir.display()));
         }
-        self.save(record)?;
+        record.save(&self.records)?;
         known.insert(
             record.name.clone(),
             Entry {
@@ -252,6 +210,8 @@ impl Takeovers {
         make_dir(&record.dir)?;
         if let Some(original) = nvram_of(then).map_err(from_libvirt)? {
             let copy = record.dir.join("nvram.fd");
+            record.nvram = Some(copy.clone());
+            record.save(&self.records)?;
             fs::copy(&original, &copy).map_err(|e| {
                 host(
                     &format!("copy the UEFI variables {}", original.display()),
@@ -259,9 +219,7 @@ impl Takeovers {
                 )
             })?;
             own(&copy)?;
-            record.nvram = Some(copy.clone());
             spec.nvram = Some(copy);
-            self.save(&record)?;
         }
         for (disk, backing) in record
             .disks
@@ -277,7 +235,7 @@ impl Takeovers {
                 disk.now.clone_from(&renamed.now);
             }
         }
-        self.save(&record)?;
+        record.save(&self.records)?;
         if let Some(entry) = guard(&self.known).get_mut(&record.name) {
             entry.record = record.clone();
         }
@@ -429,35 +387,8 @@ impl Takeovers {
         Ok(())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.records
-            .join(format!("{}.toml", names::component(name)))
-    }
-
-    fn save(&self, record: &Record) -> ApiResult<()> {
-        let path = self.path(&record.name);
-        let failed = |e: &io::Error| host(&format!("keep the record {}", path.display()), e);
-        let text = toml::to_string(record).map_err(|e| {
-            ApiError::new(
-                ApiErrorKind::Internal,
-                format!("cannot write the record: {e}"),
-            )
-        })?;
-        let new = path.with_extension("new");
-        fs::write(&new, text)
-            .and_then(|()| fs::File::open(&new)?.sync_all())
-            .and_then(|()| fs::rename(&new, &path))
-            .and_then(|()| fs::File::open(&self.records)?.sync_all())
-            .map_err(|e| failed(&e))
-    }
-
     fn forget(&self, name: &str) -> ApiResult<()> {
-        match fs::remove_file(self.path(name)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(host("remove the takeover's record", &e));
-            }
-            _ => {}
-        }
+        record::remove(&self.records, name)?;
         guard(&self.known).remove(name);
         Ok(())
     }
@@ -465,84 +396,6 @@ impl Takeovers {
 
 fn domain(record: &Record, hypervisor: &Hypervisor) -> Result<Domain, LibvirtError> {
     hypervisor.lookup(&record.uuid)
-}
-
-/// The domain XML as it was at a point.
-fn then_xml(harbor: &Harbor, description: &MachineDescription, point: &Point) -> ApiResult<String> {
-    match (&description.source, point.xml) {
-        (MachineSource::Libvirt { .. }, Some(version)) => harbor.xml(version).map_err(from_harbor),
-        (MachineSource::Libvirt { .. }, None) => {
-            Err(ApiError::new(ApiErrorKind::FailedPrecondition, format!("no domain XML was kept for point {}", point.id))
-                .hint("use export, and define a domain on the images yourself"))
-        }
-        (MachineSource::Qmp { .. }, _) => Err(ApiError::new(
-            ApiErrorKind::FailedPrecondition,
-            format!("'{}' is protected over a plain QMP socket: there is no domain XML to start a VM from", description.name),
-        )
-        .hint("use view-open or export, and start QEMU on that yourself")),
-    }
-}
-
-fn spec(
-    record: &Record,
-    request: &v1::TakeoverRequest,
-    hypervisor: &Hypervisor,
-) -> ApiResult<(TakeoverSpec, StartMode)> {
-    let invalid = |what: String, hint: &str| {
-        Err(ApiError::new(ApiErrorKind::InvalidArgument, what).hint(hint))
-    };
-    let network = match request.network.as_str() {
-        "" => NetworkChoice::Keep,
-        "none" => NetworkChoice::None,
-        name => {
-            hypervisor.require_network(name).map_err(from_libvirt)?;
-            NetworkChoice::Named(name.to_owned())
-        }
-    };
-    let mac = match request.mac.as_str() {
-        "keep" => MacChoice::Keep,
-        "new" | "" => MacChoice::New,
-        other => return invalid(format!("--mac {other:?} is not known"), "use keep or new"),
-    };
-    let memory_kib = match request.memory_bytes {
-        0 => None,
-        bytes if bytes < 1 << 20 => {
-            return invalid(
-                format!("{bytes} bytes of memory are too few"),
-                "give a size such as 512M or 2G",
-            );
-        }
-        bytes => Some(bytes / 1024),
-    };
-    let disks = record.disks.iter().map(|d| TakeoverDisk {
-        target: d.target.clone(),
-        overlay: d.overlay.clone(),
-        backing: Some(NbdBacking {
-            socket: record.socket.clone(),
-            export: d.target.clone(),
-            reconnect_delay_s: RECONNECT_DELAY_S,
-        }),
-    });
-    let spec = TakeoverSpec {
-        name: record.name.clone(),
-        uuid: record.uuid.clone(),
-        vcpus: (request.vcpus > 0).then_some(request.vcpus),
-        memory_kib,
-        network,
-        mac,
-        disk_bus: (!request.disk_bus.is_empty()).then(|| request.disk_bus.clone()),
-        disks: disks.collect(),
-        nvram: None,
-        console_log: None,
-    };
-    Ok((
-        spec,
-        if request.paused {
-            StartMode::Paused
-        } else {
-            StartMode::Running
-        },
-    ))
 }
 
 /// Serves the view of a takeover on a socket that QEMU's user can reach.
@@ -581,15 +434,6 @@ fn own(path: &Path) -> ApiResult<()> {
     };
     std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid))
         .map_err(|e| host(&format!("give {} to QEMU's user", path.display()), &e))
-}
-
-fn host(what: &str, error: &io::Error) -> ApiError {
-    let kind = match error.kind() {
-        io::ErrorKind::StorageFull => ApiErrorKind::ResourceExhausted,
-        io::ErrorKind::PermissionDenied => ApiErrorKind::PermissionDenied,
-        _ => ApiErrorKind::Internal,
-    };
-    ApiError::new(kind, format!("cannot {what}: {error}"))
 }
 
 fn with_state(record: &Record, state: &str, detail: String) -> v1::Takeover {
