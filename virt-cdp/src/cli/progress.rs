@@ -17,6 +17,9 @@ pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a line is written where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(3);
 
+/// When the first of them is written: what ends sooner needs none.
+const LINE_FIRST: Duration = Duration::from_secs(1);
+
 /// Shows how far one piece of work is.
 pub(super) struct Meter {
     face: Face,
@@ -26,8 +29,7 @@ enum Face {
     /// Made when there is something to show.
     Bar(Option<ProgressBar>),
     Lines {
-        /// None: none was written yet.
-        last: Option<Instant>,
+        next: Instant,
     },
     Silent,
 }
@@ -37,7 +39,9 @@ impl Meter {
         let face = match reader {
             Reader::Programs => Face::Silent,
             Reader::People if std::io::stderr().is_terminal() => Face::Bar(None),
-            Reader::People => Face::Lines { last: None },
+            Reader::People => Face::Lines {
+                next: Instant::now() + LINE_FIRST,
+            },
         };
         Self { face }
     }
@@ -62,8 +66,8 @@ impl Meter {
                 bar.set_length(*total_bytes);
                 bar.set_position(*done_bytes);
             }
-            Face::Lines { last } if last.is_none_or(|last| last.elapsed() >= LINE_INTERVAL) => {
-                *last = Some(Instant::now());
+            Face::Lines { next } if Instant::now() >= *next => {
+                *next = Instant::now() + LINE_INTERVAL;
                 let percent = u128::from(*done_bytes) * 100 / u128::from((*total_bytes).max(1));
                 eprintln!(
                     "{what}: {percent} %, {} of {}",
