@@ -48,8 +48,9 @@ install: build
 	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/bin/virt-cdp
 	install -d $(DESTDIR)$(PREFIX)/sbin
 	ln -sf ../bin/virt-cdp $(DESTDIR)$(PREFIX)/sbin/virtcdpd
-	install -D -m 0644 plugins/host/virtcdpd.toml $(DESTDIR)/etc/virt-cdp/virtcdpd.toml
-	sed 's|/usr/sbin/virtcdpd|$(PREFIX)/sbin/virtcdpd|' plugins/host/virtcdpd.service > target/virtcdpd.service
+	test -e $(DESTDIR)/etc/virt-cdp/virtcdpd.toml || \
+	  install -D -m 0644 plugins/host/virtcdpd.toml $(DESTDIR)/etc/virt-cdp/virtcdpd.toml
+	sed 's|/usr/bin/virtcdpd|$(PREFIX)/sbin/virtcdpd|' plugins/host/virtcdpd.service > target/virtcdpd.service
 	install -D -m 0644 target/virtcdpd.service $(DESTDIR)/etc/systemd/system/virtcdpd.service
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man8
 	$(BIN) man target/man

@@ -3,7 +3,7 @@
 //! A listening unix socket is made in a directory only we can enter and its descriptor is given to
 //! QEMU (`nbd-server-start`), so QEMU's user need not reach any path. Each volume becomes a read-only
 //! export. QEMU has one NBD server per process, shared with libvirt's pull backups and migration: a
-//! server that somebody else uses is never stopped, the caller tries again later.
+//! server that somebody else started is never stopped, the caller tries again later.
 
 use std::{
     fs, io,
@@ -37,19 +37,19 @@ pub enum ReadExportError {
         source: io::Error,
     },
     /// Somebody else uses QEMU's only NBD server.
-    #[error(
-        "QEMU's NBD server is in use by another export ('{export}'): a backup or a migration is under way"
-    )]
+    #[error("QEMU's only NBD server, through which the disks are read, is in use by {by}")]
     ServerInUse {
-        /// An export that is not ours.
-        export: String,
+        /// Whose it is.
+        by: String,
     },
 }
 
-/// The running NBD server of a QEMU, with exports of ours.
+/// The running NBD server of a QEMU, started by us, with exports of ours.
 pub struct ReadExports<'m> {
     monitor: &'m dyn Monitor,
     path: PathBuf,
+    /// Exists while the server is ours: after a crash it tells that a server without exports may be stopped.
+    mark: PathBuf,
     exports: Vec<String>,
 }
 
@@ -59,15 +59,34 @@ impl<'m> ReadExports<'m> {
     /// # Errors
     /// [`ReadExportError`].
     pub fn start(monitor: &'m dyn Monitor, dir: &Path, tag: &str) -> Result<Self, ReadExportError> {
-        free_server(monitor)?;
-        let (path, addr) = channel::listening(monitor, &format!("vcdp-{tag}-read"), dir)?;
-        let started = Self {
-            monitor,
-            path,
-            exports: Vec::new(),
-        };
-        monitor.execute("nbd-server-start", json!({"addr": addr}))?;
-        Ok(started)
+        require_free(monitor)?;
+        let name = format!("vcdp-{tag}-read");
+        let mark = dir.join(format!("{name}.ours"));
+        if mark.exists() {
+            stop(monitor)?;
+        }
+        let (path, addr) = channel::listening(monitor, &name, dir)?;
+        fs::write(&mark, "").map_err(ChannelError::Io)?;
+        match monitor.execute("nbd-server-start", json!({"addr": addr})) {
+            Ok(_) => Ok(Self {
+                monitor,
+                path,
+                mark,
+                exports: Vec::new(),
+            }),
+            Err(e) => {
+                let _ = fs::remove_file(&mark);
+                let _ = fs::remove_file(&path);
+                match e {
+                    MonitorError::Refused { desc, .. } if desc.contains("already running") => {
+                        Err(ReadExportError::ServerInUse {
+                            by: "somebody who has exported nothing yet".into(),
+                        })
+                    }
+                    e => Err(e.into()),
+                }
+            }
+        }
     }
 
     /// Exports `node` read-only under `name` and connects to it.
@@ -94,8 +113,11 @@ impl Drop for ReadExports<'_> {
                 tracing::debug!(export, %error, "the read export is not removed");
             }
         }
-        if let Err(error) = free_server(self.monitor) {
-            tracing::debug!(%error, "QEMU's NBD server is left running");
+        match stop(self.monitor) {
+            Ok(()) => {
+                let _ = fs::remove_file(&self.mark);
+            }
+            Err(error) => tracing::debug!(%error, "QEMU's NBD server is left running"),
         }
         let _ = fs::remove_file(&self.path);
     }
@@ -106,49 +128,50 @@ impl Drop for ReadExports<'_> {
 /// # Errors
 /// [`MonitorError`].
 pub fn clear(monitor: &dyn Monitor, name: &str) -> Result<(), MonitorError> {
-    if !exports(monitor)?.iter().any(|e| e == name) {
+    if !exports(monitor)?.iter().any(|(id, _)| id == name) {
         return Ok(());
     }
     monitor.execute("block-export-del", json!({"id": name, "mode": "hard"}))?;
     // The deletion finishes in the background, once the clients are gone.
     for _ in 0..100 {
-        if !exports(monitor)?.iter().any(|e| e == name) {
+        if !exports(monitor)?.iter().any(|(id, _)| id == name) {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    free_server(monitor).or_else(|e| match e {
-        ReadExportError::Monitor(e) => Err(e),
-        _ => Ok(()),
-    })
+    Ok(())
 }
 
-/// Stops QEMU's NBD server unless it has exports.
-fn free_server(monitor: &dyn Monitor) -> Result<(), ReadExportError> {
-    let all = monitor.execute("query-block-exports", Value::Null)?;
-    let nbd = all
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|e| e["type"] == "nbd");
-    if let Some(other) = nbd {
-        return Err(ReadExportError::ServerInUse {
-            export: other["id"].as_str().unwrap_or_default().to_owned(),
-        });
+/// Refuses a QEMU whose NBD server serves exports of somebody else.
+///
+/// # Errors
+/// [`ReadExportError::ServerInUse`], [`ReadExportError::Monitor`].
+pub fn require_free(monitor: &dyn Monitor) -> Result<(), ReadExportError> {
+    let foreign = |(id, kind): &(String, String)| kind == "nbd" && !id.starts_with("vcdp-");
+    match exports(monitor)?.into_iter().find(foreign) {
+        Some((id, _)) => Err(ReadExportError::ServerInUse {
+            by: format!("export '{id}'"),
+        }),
+        None => Ok(()),
     }
+}
+
+fn stop(monitor: &dyn Monitor) -> Result<(), MonitorError> {
     match monitor.execute("nbd-server-stop", Value::Null) {
+        // Refused: it does not run.
         Ok(_) | Err(MonitorError::Refused { .. }) => Ok(()),
-        Err(e) => Err(e.into()),
+        Err(e) => Err(e),
     }
 }
 
-fn exports(monitor: &dyn Monitor) -> Result<Vec<String>, MonitorError> {
+/// Id and type of every export.
+fn exports(monitor: &dyn Monitor) -> Result<Vec<(String, String)>, MonitorError> {
     let all = monitor.execute("query-block-exports", Value::Null)?;
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     Ok(all
         .as_array()
         .into_iter()
         .flatten()
-        .filter_map(|e| e["id"].as_str())
-        .map(str::to_owned)
+        .map(|e| (text(&e["id"]), text(&e["type"])))
         .collect())
 }

@@ -5,7 +5,7 @@ use crate::api::v1;
 
 /// Suspends a machine's protection: its taps are taken off until `resume`
 ///
-/// What QEMU refuses while writes are captured (snapshot, resize, block copy) is done between `suspend` and
+/// What QEMU refuses while writes are captured (snapshot, block copy, backup) is done between `suspend` and
 /// `resume`. The time between is a gap; `resume` catches up.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -34,7 +34,7 @@ const BITMAP_INTERVAL: Bounds<Duration> = Bounds {
     most: Duration::from_secs(3600),
 };
 const IO_BUFFER: Bounds<u64> = Bounds {
-    least: 16 * MIB,
+    least: 48 * MIB,
     most: 256 * MIB,
 };
 const SEGMENT_SIZE: Bounds<u64> = Bounds {
@@ -81,7 +81,7 @@ pub struct Capture {
     /// Time between recovery points, 1 s and up.
     #[serde(serialize_with = "put_duration", deserialize_with = "point_interval")]
     pub point_interval: Duration,
-    /// Bytes of memory between a machine's taps and its journal, 16 MiB to 256 MiB.
+    /// Bytes of memory between a machine's taps and its journal, 48 MiB to 256 MiB.
     #[serde(serialize_with = "put_size", deserialize_with = "io_buffer")]
     pub io_buffer: u64,
     /// The longest a buffered write waits for stable storage.

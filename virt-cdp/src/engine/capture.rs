@@ -89,13 +89,6 @@ impl QemuSide {
         self.recorder.sync().map_err(from_harbor)?;
         bitmap::drop_previous(&*self.monitor, &self.nodes, &self.bitmaps).map_err(refused)
     }
-
-    /// Removes the bitmaps, when the machine is no longer to be protected.
-    pub(crate) fn remove_bitmaps(&self) {
-        if let Err(error) = bitmap::remove(&*self.monitor, &self.nodes, &self.bitmaps) {
-            tracing::warn!(%error, "the bitmaps stay in the image");
-        }
-    }
 }
 
 struct Reader {

@@ -36,6 +36,8 @@ pub(crate) enum State {
     Suspended,
     /// The user has ended the protection; what was kept can be viewed.
     Unprotected,
+    /// A capture has ended without anybody's wish; the next attempt follows.
+    Retrying,
     /// The last attempt failed; the detail has the reason and when the next one is.
     Failed,
 }
@@ -51,6 +53,7 @@ impl State {
             Self::Off => "off",
             Self::Suspended => "suspended",
             Self::Unprotected => "unprotected",
+            Self::Retrying => "retrying",
             Self::Failed => "failed",
         }
     }

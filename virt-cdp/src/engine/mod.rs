@@ -213,7 +213,7 @@ impl Engine {
         hypervisors.insert(uri.to_owned(), hypervisor.clone());
         drop(hypervisors);
         let (events, engine) = (hypervisor.subscribe(), Arc::downgrade(self));
-        let listener = thread::Builder::new().name("libvirt-events".into()).spawn(move || {
+        let listener = thread::Builder::new().name("domain-events".into()).spawn(move || {
             while let Ok(event) = events.recv() {
                 let Some(engine) = engine.upgrade() else { break };
                 let tells =

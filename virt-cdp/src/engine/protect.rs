@@ -8,13 +8,13 @@ use cdp_core::{
     Harbor, MachineDescription, MachineSource, Mode, VolumeDescription, VolumeId,
     machine::FORMAT_VERSION,
 };
-use qemu_hook::node::Verdict;
+use qemu_hook::{node::Verdict, read_export};
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult, v1},
     engine::{
         Engine,
-        errors::{from_harbor, from_libvirt},
+        errors::{from_harbor, from_libvirt, sentence},
         guard,
         machine::{Command, Machine, State, now},
         messages, names,
@@ -67,6 +67,10 @@ impl Engine {
         let found = source.disks()?;
         let (volumes, left_out) = choose(&asked, &found)?;
         self.require_room(&asked, &volumes, &found)?;
+        read_export::require_free(&*source.monitor()?).map_err(|e| {
+            ApiError::new(ApiErrorKind::FailedPrecondition, format!("'{}' cannot be read: {}", asked.name, sentence(&e)))
+                .hint("QEMU has one NBD server: wait for the backup or migration, or export by vhost-user or FUSE")
+        })?;
         // One connection at a time: the supervisor makes its own.
         let definition = source.definition()?;
         drop(source);
@@ -350,7 +354,7 @@ fn choose(asked: &Asked, found: &[Found]) -> ApiResult<(Vec<VolumeDescription>, 
     for disk in found {
         let named = asked.targets.contains(&disk.target);
         if !named && !asked.targets.is_empty() {
-            left_out.push(format!("{}: not chosen", disk.target));
+            left_out.push(disk.left_out());
             continue;
         }
         match &disk.verdict {
@@ -368,7 +372,7 @@ fn choose(asked: &Asked, found: &[Found]) -> ApiResult<(Vec<VolumeDescription>, 
                     "leave it out of --disk".into(),
                 );
             }
-            Verdict::LeftOut(reason) => left_out.push(format!("{}: {reason}", disk.target)),
+            Verdict::LeftOut(_) => left_out.push(disk.left_out()),
             Verdict::Refused(reason) => {
                 return refuse(
                     format!("disk {} cannot be protected: {reason}", disk.target),

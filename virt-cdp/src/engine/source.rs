@@ -32,6 +32,8 @@ pub(crate) struct Running {
     pub(crate) monitor: Arc<dyn Monitor>,
     /// The node of each volume asked for.
     pub(crate) nodes: Vec<(VolumeId, Node)>,
+    /// The other disks, each with the reason why it is left out.
+    pub(crate) left_out: Vec<String>,
 }
 
 /// Whether a machine runs.
@@ -52,6 +54,18 @@ pub(crate) struct Found {
     pub(crate) target: String,
     /// What can be done with it.
     pub(crate) verdict: Verdict,
+}
+
+impl Found {
+    /// Says why a disk is left out that is not among the volumes.
+    pub(crate) fn left_out(&self) -> String {
+        match &self.verdict {
+            Verdict::Protectable(_) => format!("{}: not chosen", self.target),
+            Verdict::LeftOut(reason) | Verdict::Refused(reason) => {
+                format!("{}: {reason}", self.target)
+            }
+        }
+    }
 }
 
 /// Where a machine runs.
@@ -267,7 +281,15 @@ pub(crate) fn open(
         .iter()
         .map(|v| pick(&found, v))
         .collect::<ApiResult<_>>()?;
-    Ok(Running { monitor, nodes })
+    let others = found
+        .iter()
+        .filter(|f| !volumes.iter().any(|v| v.target == f.target));
+    let left_out = others.map(Found::left_out).collect();
+    Ok(Running {
+        monitor,
+        nodes,
+        left_out,
+    })
 }
 
 /// Finds the node of a volume among the disks of the machine as it runs now.

@@ -15,12 +15,13 @@ use std::{
 };
 
 use cdp_core::{GapReason, Grade, Harbor, Mode, Point, Timestamp};
+use qemu_hook::bitmap::{self, BitmapNames};
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
     engine::{
         capture::{Capture, ReadState},
-        errors::{from_harbor, sentence},
+        errors::{from_harbor, from_monitor, sentence},
         machine::{Command, Machine, State, now},
         source::{self, Presence, Source},
         upkeep::{Upkeep, keep_definition},
@@ -31,6 +32,8 @@ use crate::{
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// How often it is asked whether a machine that is off runs again; events make it sooner.
 const PRESENCE_INTERVAL: Duration = Duration::from_secs(2);
+/// How long libvirt may take to notice that a QEMU has ended.
+const STOP_NOTICE: Duration = Duration::from_secs(3);
 /// Pause after the first failure; doubles up to the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest pause between two attempts.
@@ -59,6 +62,8 @@ struct Supervisor {
 /// A capture and what belongs to it.
 struct Active {
     capture: Capture,
+    /// Which run of QEMU it is, as [`Presence::Running`] says.
+    run: String,
     ready: bool,
     upkeep: Upkeep,
     next_point: Instant,
@@ -211,11 +216,24 @@ impl Supervisor {
         }
         self.recover_if_failed()?;
         let harbor = self.harbor();
+        let run = match self.setting.source.presence() {
+            Presence::Running(run) => run,
+            Presence::Off => {
+                let what = format!("'{}' does not run", self.machine.name);
+                return Err(
+                    ApiError::new(ApiErrorKind::FailedPrecondition, what).hint("start it first")
+                );
+            }
+            Presence::Unknown(reason) => {
+                return Err(ApiError::new(ApiErrorKind::Unavailable, reason));
+            }
+        };
         let running = source::open(
             &*self.setting.source,
             &harbor.description().volumes,
             &self.tag,
         )?;
+        let left_out = running.left_out.clone();
         keep_definition(&*self.setting.source, &harbor);
         let gap = if harbor.is_seeded() {
             self.gap.or(Some((GapReason::TapLost, now())))
@@ -256,11 +274,13 @@ impl Supervisor {
         };
         self.machine.update(|s| {
             s.attached = capture.volumes();
+            s.left_out = left_out;
             s.progress = Some(Arc::clone(&capture.progress));
         });
         self.machine.set_state(state, "");
         self.capture = Some(Active {
             capture,
+            run,
             ready: false,
             upkeep,
             next_point: Instant::now(),
@@ -350,13 +370,33 @@ impl Supervisor {
 
     /// QEMU let go of a tap: it ended, or a mirror was cancelled.
     fn tap_lost(&mut self) {
-        if let Presence::Running(_) = self.setting.source.presence() {
+        if self.machine_stopped() {
+            self.put_down(End::MachineStopped);
+            self.look_at = Instant::now();
+        } else {
             self.put_down(End::TapLost);
             let what = "QEMU has let go of the tap: its mirror was ended";
             self.failed(&ApiError::new(ApiErrorKind::Unavailable, what));
-        } else {
-            self.put_down(End::MachineStopped);
-            self.look_at = Instant::now();
+        }
+    }
+
+    /// Tells whether the QEMU that was captured has ended: it hangs up on all taps, libvirt learns of it a little later.
+    fn machine_stopped(&self) -> bool {
+        let Some(active) = &self.capture else {
+            return false;
+        };
+        let give_up = Instant::now() + STOP_NOTICE;
+        loop {
+            match self.setting.source.presence() {
+                Presence::Running(run) if run == active.run => {}
+                Presence::Running(_) | Presence::Off => return true,
+                Presence::Unknown(_) => {}
+            }
+            let all_gone = active.capture.lost().len() == active.capture.volumes().len();
+            if !all_gone || Instant::now() >= give_up {
+                return false;
+            }
+            thread::sleep(WATCH_INTERVAL);
         }
     }
 
@@ -369,6 +409,9 @@ impl Supervisor {
         let Some(mut active) = self.capture.take() else {
             return;
         };
+        if let End::TapLost | End::MachineStopped | End::JournalFailed = end {
+            self.machine.set_state(State::Retrying, "");
+        }
         let (confirmed, recorder) = (active.upkeep.confirmed(), active.capture.recorder().clone());
         let last_point = || {
             if active.ready
@@ -439,15 +482,33 @@ impl Supervisor {
                 self.machine.set_state(State::Suspended, "");
             }
             Mode::Released => {
-                let qemu = self.capture.as_ref().map(|a| a.capture.qemu_side());
                 self.put_down(End::Suspended);
-                if let Some(qemu) = qemu {
-                    qemu.remove_bitmaps();
-                }
+                self.remove_bitmaps();
                 self.machine.set_state(State::Unprotected, "");
             }
         }
         Ok(())
+    }
+
+    /// Removes what marks writes in the images; those of a machine that is off keep theirs.
+    fn remove_bitmaps(&self) {
+        if !matches!(self.setting.source.presence(), Presence::Running(_)) {
+            return;
+        }
+        let volumes = self.harbor().description().volumes;
+        let removed =
+            source::open(&*self.setting.source, &volumes, &self.tag).and_then(|running| {
+                let nodes: Vec<String> = running
+                    .nodes
+                    .iter()
+                    .map(|(_, node)| node.name.clone())
+                    .collect();
+                bitmap::remove(&*running.monitor, &nodes, &BitmapNames::new(&self.tag))
+                    .map_err(|e| from_monitor(&e))
+            });
+        if let Err(error) = removed {
+            tracing::warn!(machine = self.machine.name, %error, "the bitmaps stay in the images");
+        }
     }
 
     fn make_point(&mut self, label: Option<&str>) -> ApiResult<Point> {

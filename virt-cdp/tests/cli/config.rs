@@ -52,7 +52,7 @@ fn an_error_names_the_key_the_line_and_the_cure() {
         (
             "[capture]\nio_buffer = \"1GiB\"",
             "c.toml, line 2: capture.io_buffer: 1GiB is above the most, 256MiB",
-            "give 16MiB to 256MiB",
+            "give 48MiB to 256MiB",
         ),
         (
             "[capture]\nio_buffer = \"64 pounds\"",

@@ -312,7 +312,7 @@ impl Takeovers {
                 ApiErrorKind::FailedPrecondition,
                 format!("'{name}' is being committed"),
             )
-            .hint("wait for the commit, or cancel it, first"));
+            .hint("wait until the commit has ended"));
         }
         let mut files: Vec<PathBuf> = record.disks.iter().map(|d| d.overlay.clone()).collect();
         files.extend(record.nvram.clone());
