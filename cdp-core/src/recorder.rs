@@ -194,11 +194,26 @@ impl Recorder {
     /// Records that writes may be missing since `start`; durable on return. Does nothing while a
     /// gap is open: the first start and reason stand.
     ///
+    /// Everything taken before is valid; a `start` before the last of it is moved up to that.
+    ///
     /// # Errors
     /// The recording is closed or has failed.
     pub fn open_gap(&self, reason: GapReason, start: Timestamp) -> Result<()> {
+        self.open(reason, start, None)
+    }
+
+    /// Records a gap that began before it was noticed: points made after the record `sound` are taken
+    /// back. Otherwise as [`open_gap`](Self::open_gap).
+    ///
+    /// # Errors
+    /// As [`open_gap`](Self::open_gap).
+    pub fn open_gap_since(&self, reason: GapReason, start: Timestamp, sound: Seq) -> Result<()> {
+        self.open(reason, start, Some(sound))
+    }
+
+    fn open(&self, reason: GapReason, start: Timestamp, sound: Option<Seq>) -> Result<()> {
         let sequencer = &self.recording.sequencer;
-        let seq = sequencer.take_gap_open(reason, start)?;
+        let seq = sequencer.take_gap_open(reason, start, sound)?;
         Ok(sequencer.wait_durable(seq)?)
     }
 

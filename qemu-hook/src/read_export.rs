@@ -44,12 +44,13 @@ pub enum ReadExportError {
     },
 }
 
+/// The object that says, inside QEMU, that its NBD server was started by us.
+const MARK: &str = "vcdp-nbd-server";
+
 /// The running NBD server of a QEMU, started by us, with exports of ours.
 pub struct ReadExports<'m> {
     monitor: &'m dyn Monitor,
     path: PathBuf,
-    /// Exists while the server is ours: after a crash it tells that a server without exports may be stopped.
-    mark: PathBuf,
     exports: Vec<String>,
 }
 
@@ -60,22 +61,19 @@ impl<'m> ReadExports<'m> {
     /// [`ReadExportError`].
     pub fn start(monitor: &'m dyn Monitor, dir: &Path, tag: &str) -> Result<Self, ReadExportError> {
         require_free(monitor)?;
-        let name = format!("vcdp-{tag}-read");
-        let mark = dir.join(format!("{name}.ours"));
-        if mark.exists() {
+        if !set_mark(monitor)? {
+            // A process of ours that crashed started the server.
             stop(monitor)?;
         }
-        let (path, addr) = channel::listening(monitor, &name, dir)?;
-        fs::write(&mark, "").map_err(ChannelError::Io)?;
+        let (path, addr) = channel::listening(monitor, &format!("vcdp-{tag}-read"), dir)?;
         match monitor.execute("nbd-server-start", json!({"addr": addr})) {
             Ok(_) => Ok(Self {
                 monitor,
                 path,
-                mark,
                 exports: Vec::new(),
             }),
             Err(e) => {
-                let _ = fs::remove_file(&mark);
+                let _ = remove_mark(monitor);
                 let _ = fs::remove_file(&path);
                 match e {
                     MonitorError::Refused { desc, .. } if desc.contains("already running") => {
@@ -113,11 +111,8 @@ impl Drop for ReadExports<'_> {
                 tracing::debug!(export, %error, "the read export is not removed");
             }
         }
-        match stop(self.monitor) {
-            Ok(()) => {
-                let _ = fs::remove_file(&self.mark);
-            }
-            Err(error) => tracing::debug!(%error, "QEMU's NBD server is left running"),
+        if let Err(error) = stop(self.monitor).and_then(|()| remove_mark(self.monitor)) {
+            tracing::debug!(%error, "QEMU's NBD server is left running");
         }
         let _ = fs::remove_file(&self.path);
     }
@@ -154,6 +149,22 @@ pub fn require_free(monitor: &dyn Monitor) -> Result<(), ReadExportError> {
         }),
         None => Ok(()),
     }
+}
+
+/// Marks QEMU's NBD server as ours, by an object that lives and dies with the QEMU; false when the mark was there.
+fn set_mark(monitor: &dyn Monitor) -> Result<bool, MonitorError> {
+    let object = json!({"qom-type": "secret", "id": MARK, "data": "virt-cdp"});
+    match monitor.execute("object-add", object) {
+        Ok(_) => Ok(true),
+        Err(MonitorError::Refused { desc, .. }) if desc.contains("duplicate") => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn remove_mark(monitor: &dyn Monitor) -> Result<(), MonitorError> {
+    monitor
+        .execute("object-del", json!({"id": MARK}))
+        .map(|_| ())
 }
 
 fn stop(monitor: &dyn Monitor) -> Result<(), MonitorError> {

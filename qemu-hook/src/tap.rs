@@ -101,8 +101,7 @@ impl TapHandle {
     ///
     /// QEMU sees the end of the connection immediately; requests it still waits for fail there.
     pub fn close(&self) {
-        // Fails only when QEMU has hung up already.
-        let _ = self.stream.shut();
+        hang_up(&self.stream);
     }
 
     /// Tells whether the tap has ended.
@@ -185,9 +184,21 @@ pub fn serve_tap<S: WriteSink>(
         Err(error) => error.into(),
     };
     // Another descriptor of this socket may be open (the handle's): dropping ours is not enough.
-    let _ = stream.shut();
+    hang_up(&stream);
     stats.settle();
     end
+}
+
+/// Ends the connection and throws away what QEMU sent and nobody read.
+///
+/// The second part matters: unread bytes stay charged to QEMU's side of the socket, which then never becomes
+/// writable, and QEMU waits in its main loop for that instead of seeing that we hung up.
+fn hang_up(stream: &UnixStream) {
+    // Fails only when QEMU has hung up already.
+    let _ = stream.shut();
+    let mut rest = [0; 64 << 10];
+    let flags = rustix::net::RecvFlags::DONTWAIT;
+    while rustix::net::recv(stream, &mut rest, flags).is_ok_and(|(got, _)| got > 0) {}
 }
 
 impl Catalogue for TapConfig {

@@ -52,7 +52,7 @@ impl Catalog {
     pub(crate) fn learn(&mut self, notice: Notice) {
         match notice {
             Notice::Point(point) => self.add_point(point),
-            Notice::GapOpen(gap) => self.add_gap(gap),
+            Notice::GapOpen { gap, sound } => self.add_gap(gap, sound),
             Notice::GapClose { start, end } => close_gap(&mut self.gaps, start, end),
         }
     }
@@ -64,9 +64,11 @@ impl Catalog {
         }
     }
 
-    /// Takes a gap. It may have begun before it was noticed: points made since are offered no more.
-    pub(crate) fn add_gap(&mut self, gap: Gap) {
-        self.points.retain(|point| point.time <= gap.start);
+    /// Takes a gap. It may have begun before it was noticed: points behind the last record that is known to be
+    /// valid are offered no more.
+    pub(crate) fn add_gap(&mut self, gap: Gap, sound: Seq) {
+        let valid = self.points.partition_point(|point| point.seq <= sound);
+        self.points.truncate(valid);
         self.gaps.push(gap);
     }
 

@@ -295,7 +295,7 @@ impl Recovery<'_> {
                     let label = self.label(ends, record);
                     self.catalog.add_point(point(record, label));
                 }
-                Kind::GapOpen => self.catalog.add_gap(gap(record, None)),
+                Kind::GapOpen => self.catalog.add_gap(gap(record, None), Seq(record.length)),
                 Kind::GapClose => {
                     let start = Timestamp(record.offset);
                     if self
@@ -306,7 +306,8 @@ impl Recovery<'_> {
                     {
                         close_gap(&mut self.catalog.gaps, start, record.time);
                     } else {
-                        self.catalog.add_gap(gap(record, Some(record.time)));
+                        // Its beginning is lost, and with it what it took back.
+                        self.catalog.gaps.push(gap(record, Some(record.time)));
                     }
                 }
                 _ => {}

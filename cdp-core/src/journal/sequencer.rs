@@ -37,8 +37,15 @@ pub(crate) struct Pending {
 #[derive(Debug, Clone)]
 pub(crate) enum Notice {
     Point(Point),
-    GapOpen(Gap),
-    GapClose { start: Timestamp, end: Timestamp },
+    /// A gap, and the last record before it that is known to be valid.
+    GapOpen {
+        gap: Gap,
+        sound: Seq,
+    },
+    GapClose {
+        start: Timestamp,
+        end: Timestamp,
+    },
 }
 
 /// Where the sequence goes on.
@@ -311,18 +318,27 @@ impl Sequencer {
     }
 
     /// Takes the start of a gap; nothing while one is open.
+    ///
+    /// `sound` is the last record that is known to be valid; none: all there are. Then the gap cannot begin
+    /// before the last of them, whatever the clock says.
     pub(crate) fn take_gap_open(
         &self,
         reason: GapReason,
         start: Timestamp,
+        sound: Option<Seq>,
     ) -> Result<Seq, Refused> {
         let mut line = self.lock();
         line.check_running()?;
         if line.open_gap.is_some() {
             return Ok(line.counts.head);
         }
+        let (start, sound) = match sound {
+            Some(sound) => (start.min(line.last_time), sound.min(line.counts.head)),
+            None => (start.max(line.last_time), line.counts.head),
+        };
         let record = Record {
             offset: start.0,
+            length: sound.0,
             kind: Kind::GapOpen,
             detail: reason.code(),
             ..BLANK
@@ -331,11 +347,14 @@ impl Sequencer {
         line.open_gap = Some((start, reason));
         line.notices.push_back((
             seq,
-            Notice::GapOpen(Gap {
-                start,
-                end: None,
-                reason,
-            }),
+            Notice::GapOpen {
+                gap: Gap {
+                    start,
+                    end: None,
+                    reason,
+                },
+                sound,
+            },
         ));
         Ok(seq)
     }

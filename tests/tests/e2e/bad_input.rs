@@ -196,18 +196,28 @@ fn a_harbor_that_fills_up_lets_the_guest_go_on_and_comes_back() {
     let uri = format!("nbd+unix:///disk0?socket={}", socket.display());
     must("qemu-io", &["-f", "raw", "-c", "write -P 1 0 4M", &uri]);
     let old = daemon.json(&["point-create", "fills"])["id"].to_string();
-    // More than fits; every write of the guest succeeds all the same.
-    must(
-        "qemu-io",
-        &[
-            "-f",
-            "raw",
-            "-c",
-            "write -P 2 0 32M",
-            "-c",
-            "write -P 3 32M 32M",
-            &uri,
-        ],
+    // More than fits, large and many at once, so that some are under way when the tap is closed: the guest's
+    // writes succeed all the same, and none is held up.
+    let began = std::time::Instant::now();
+    let mut writes: Vec<String> = (0..32)
+        .map(|at| format!("aio_write -q -P 2 {}M 1M", at))
+        .collect();
+    writes.push("aio_flush".into());
+    writes.extend((4..8).map(|at| format!("aio_write -q -P 3 {}M 8M", at * 8)));
+    writes.push("aio_flush".into());
+    let mut all = vec!["20", "qemu-io", "-f", "raw"];
+    writes.iter().for_each(|w| all.extend(["-c", w]));
+    all.push(&uri);
+    let wrote = run("timeout", &all);
+    assert!(
+        wrote.ok && !wrote.out.contains("error"),
+        "{}{}",
+        wrote.out,
+        wrote.err
+    );
+    eprintln!(
+        "64 MiB over the failure of the journal: {:?}",
+        began.elapsed()
     );
     let info = daemon.wait_state("fills", "failed", Duration::from_secs(20));
     assert!(info["state_detail"].to_string().contains("space"), "{info}");

@@ -7,7 +7,7 @@ use super::{
     error::{CliError, CliResult},
     json,
     session::Session,
-    text::plain,
+    text::{plain, quoted},
 };
 use crate::{api::v1, units};
 
@@ -121,7 +121,8 @@ fn summary(reply: &v1::TakeoverReply, at: at::At) -> String {
         text.push_str(&format!("left behind: {}\n", plain(dropped)));
     }
     text.push_str(&format!(
-        "keep it: virt-cdp takeover-commit {name}; remove it: virt-cdp takeover-discard {name}\n"
+        "keep it: virt-cdp takeover-commit {0}; remove it: virt-cdp takeover-discard {0}\n",
+        quoted(&takeover.name)
     ));
     text
 }

@@ -16,6 +16,15 @@ pub(super) fn plain(text: &str) -> String {
         })
 }
 
+/// Quotes a text for a shell where it needs that, so that what is printed can be pasted.
+pub(super) fn quoted(text: &str) -> String {
+    let harmless = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
+    match !text.is_empty() && text.chars().all(harmless) {
+        true => text.to_owned(),
+        false => format!("'{}'", plain(text).replace('\'', "'\\''")),
+    }
+}
+
 /// A table: a header, a line of dashes, aligned rows.
 pub(super) struct Table {
     rows: Vec<Vec<String>>,

@@ -14,7 +14,7 @@ use super::{
     views::Holder,
 };
 use crate::{
-    api::{self, ApiResult, v1},
+    api::{self, ApiError, ApiErrorKind, ApiResult, v1},
     daemon::config::Config,
 };
 
@@ -121,6 +121,13 @@ impl api::Engine for EngineHandle {
     }
 
     fn create_point(&self, request: v1::CreatePointRequest) -> ApiResult<v1::Point> {
+        if let Some(bad) = request.label.chars().find(|c| c.is_control()) {
+            return Err(ApiError::new(
+                ApiErrorKind::InvalidArgument,
+                format!("the label has the character {bad:?} in it"),
+            )
+            .hint("use one line of printable characters"));
+        }
         let label = (!request.label.is_empty()).then_some(request.label);
         let machine = self.0.machine(&request.name)?;
         let point = machine.ask(|answer| machine::Command::Point(label, answer))?;

@@ -30,9 +30,11 @@ use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
     engine::{
         errors::{from_harbor, from_monitor, sentence},
+        machine::now,
         reading::{self, Reading},
         sink::RecorderSink,
         source::Running,
+        upkeep::Confirmed,
     },
 };
 
@@ -77,6 +79,14 @@ pub(crate) struct QemuSide {
 }
 
 impl QemuSide {
+    /// The moment it is now, and the last record taken.
+    pub(crate) fn moment(&self) -> Confirmed {
+        Confirmed {
+            time: now(),
+            head: self.recorder.head(),
+        }
+    }
+
     /// Tells whether all mirrors are there still.
     pub(crate) fn mirrors_stand(&self) -> ApiResult<bool> {
         attach::mirrors_stand(&*self.monitor, &self.names).map_err(|e| from_monitor(&e))
@@ -307,6 +317,11 @@ impl Capture {
     /// Waits until a QEMU that is ending has hung up on all taps; false when it has not in time.
     pub(crate) fn wait_end(&self) -> bool {
         self.taps.iter().all(|(_, tap)| tap.wait_end(END_DEADLINE))
+    }
+
+    /// Hangs up on QEMU at once, on all volumes; the guest is held by nothing of ours afterwards.
+    pub(crate) fn hang_up(&self) {
+        self.taps.iter().for_each(|(_, tap)| tap.hang_up());
     }
 
     /// Ends the mirrors in good order: every write begun so far is in the journal afterwards.

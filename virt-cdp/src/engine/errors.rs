@@ -84,10 +84,17 @@ pub(crate) fn from_libvirt(error: LibvirtError) -> ApiError {
         ErrorKind::Denied => (K::PermissionDenied, None),
         ErrorKind::AgentSilent | ErrorKind::Busy => (K::Unavailable, Some("try again")),
         ErrorKind::BadXml => (K::InvalidArgument, None),
+        ErrorKind::Refused if error.message.contains("block job: mirror") => (
+            K::FailedPrecondition,
+            Some(
+                "a capture or a block job holds the disk: 'virt-cdp suspend' the domain, or end the job, first",
+            ),
+        ),
         ErrorKind::Cancelled | ErrorKind::Refused => (K::FailedPrecondition, None),
         ErrorKind::Host => (K::Internal, None),
     };
-    with(kind, sentence(&error), hint)
+    // The source is libvirt's own error with the same sentence.
+    with(kind, error.to_string(), hint)
 }
 
 /// An error of QEMU's monitor.

@@ -94,6 +94,7 @@ impl Engine {
     /// # Errors
     /// A directory cannot be made. A harbor that cannot be opened is no error: `status` names it.
     pub fn open(config: &Config) -> ApiResult<Arc<Self>> {
+        raise_descriptor_limit();
         let run_dir = config.run_dir();
         let views_dir = run_dir.join("views");
         let private_dir = run_dir.join("private");
@@ -285,6 +286,19 @@ impl Engine {
         fs::metadata(&self.config.socket)
             .ok()
             .map(|m| (m.uid(), m.gid()))
+    }
+}
+
+/// A view holds a descriptor for every segment it looks through: takes as many as the system allows.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
         Engine,
         errors::{from_harbor, from_libvirt, sentence},
         guard,
-        machine::{Command, Machine, State, now},
+        machine::{Command, Machine, now},
         messages, names,
         source::{Found, Presence},
     },
@@ -330,9 +330,6 @@ impl Engine {
             _ => {}
         }
         machine.ask(|answer| Command::SetMode(mode, answer))?;
-        if mode == Mode::Active {
-            machine.update(|s| s.state = State::Starting);
-        }
         Ok(messages::machine(&machine))
     }
 }
@@ -343,6 +340,18 @@ fn choose(asked: &Asked, found: &[Found]) -> ApiResult<(Vec<VolumeDescription>, 
         Err(ApiError::new(ApiErrorKind::FailedPrecondition, what).hint(hint))
     };
     let names: Vec<&str> = found.iter().map(|f| f.target.as_str()).collect();
+    if let Some(twice) = asked
+        .targets
+        .iter()
+        .enumerate()
+        .find(|(at, t)| asked.targets[..*at].contains(t))
+    {
+        return Err(ApiError::new(
+            ApiErrorKind::InvalidArgument,
+            format!("'{}' is named twice", twice.1),
+        )
+        .hint("name every disk once"));
+    }
     if let Some(unknown) = asked.targets.iter().find(|t| !names.contains(&t.as_str())) {
         return Err(ApiError::new(
             ApiErrorKind::NotFound,

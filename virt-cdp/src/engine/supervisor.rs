@@ -412,6 +412,10 @@ impl Supervisor {
         if let End::TapLost | End::MachineStopped | End::JournalFailed = end {
             self.machine.set_state(State::Retrying, "");
         }
+        if let End::TapLost | End::JournalFailed = end {
+            // Before anything that may wait for QEMU: it may be waiting for us.
+            active.capture.hang_up();
+        }
         let (confirmed, recorder) = (active.upkeep.confirmed(), active.capture.recorder().clone());
         let last_point = || {
             if active.ready
@@ -440,15 +444,18 @@ impl Supervisor {
                 (reason, now())
             }
             // From when on the mirrors did not stand is not known better than that.
-            End::TapLost => (GapReason::TapLost, confirmed),
+            End::TapLost => (GapReason::TapLost, confirmed.time),
             End::JournalFailed => (GapReason::JournalFailed, now()),
         };
         drop(active.upkeep);
         self.gap = Some((reason, start));
         // Without a base point there are no points that could be missing.
-        if self.harbor().is_seeded()
-            && let Err(error) = recorder.open_gap(reason, start)
-        {
+        let recorded = match end {
+            _ if !self.harbor().is_seeded() => Ok(()),
+            End::TapLost => recorder.open_gap_since(reason, start, confirmed.head),
+            _ => recorder.open_gap(reason, start),
+        };
+        if let Err(error) = recorded {
             tracing::warn!(
                 machine = self.machine.name,
                 error = sentence(&error),
@@ -474,6 +481,7 @@ impl Supervisor {
         harbor.set_description(description).map_err(from_harbor)?;
         match mode {
             Mode::Active => {
+                self.machine.set_state(State::Starting, "");
                 self.pause = RETRY_FIRST;
                 self.look_at = Instant::now();
             }

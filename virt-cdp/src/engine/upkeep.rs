@@ -16,9 +16,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cdp_core::{Harbor, Timestamp};
+use cdp_core::{Harbor, Seq, Timestamp};
 
-use crate::engine::{capture::QemuSide, guard, machine::now, source::Source};
+use crate::engine::{capture::QemuSide, guard, source::Source};
 
 /// How often the definition and the mirrors are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -30,9 +30,18 @@ pub(crate) struct Upkeep {
     seen: Arc<Seen>,
 }
 
+/// Up to where the mirrors are known to have stood.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Confirmed {
+    /// When they were looked at.
+    pub(crate) time: Timestamp,
+    /// The last record taken by then.
+    pub(crate) head: Seq,
+}
+
 /// What was last seen of the mirrors.
 struct Seen {
-    confirmed: Mutex<Timestamp>,
+    confirmed: Mutex<Confirmed>,
     lost: AtomicBool,
 }
 
@@ -46,7 +55,7 @@ impl Upkeep {
     ) -> std::io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let seen = Arc::new(Seen {
-            confirmed: Mutex::new(now()),
+            confirmed: Mutex::new(qemu.moment()),
             lost: AtomicBool::new(false),
         });
         let theirs = Arc::clone(&seen);
@@ -74,7 +83,7 @@ impl Upkeep {
     }
 
     /// Until when the mirrors are known to have stood.
-    pub(crate) fn confirmed(&self) -> Timestamp {
+    pub(crate) fn confirmed(&self) -> Confirmed {
         *guard(&self.seen.confirmed)
     }
 
@@ -86,7 +95,7 @@ impl Upkeep {
 
 impl Seen {
     fn confirm(&self, qemu: &QemuSide) {
-        let asked = now();
+        let asked = qemu.moment();
         match qemu.mirrors_stand() {
             Ok(true) => *guard(&self.confirmed) = asked,
             Ok(false) => self.lost.store(true, Ordering::SeqCst),

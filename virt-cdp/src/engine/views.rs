@@ -104,9 +104,9 @@ impl Views {
         }
     }
 
-    /// The path of the socket of a takeover's view.
-    pub(crate) fn takeover_socket(&self, component: &str) -> PathBuf {
-        self.dir.join(format!("takeover-{component}.sock"))
+    /// The path of the socket of a takeover's view; by its UUID, as names may be longer than such paths.
+    pub(crate) fn takeover_socket(&self, uuid: &str) -> PathBuf {
+        self.dir.join(format!("takeover-{uuid}.sock"))
     }
 
     /// Serves `view`; the exports are named after the volumes' targets.

@@ -145,8 +145,8 @@ impl Takeovers {
         description: &MachineDescription,
         point: &Point,
     ) -> ApiResult<Record> {
-        let component = names::component(name);
-        let dir = self.overlay_dir.join(&component);
+        let dir = self.overlay_dir.join(names::component(name));
+        let uuid = new_uuid().map_err(from_libvirt)?;
         let disks = description.volumes.iter().map(|v| Disk {
             target: v.target.clone(),
             now: v.target.clone(),
@@ -155,13 +155,13 @@ impl Takeovers {
         });
         Ok(Record {
             name: name.to_owned(),
-            uuid: new_uuid().map_err(from_libvirt)?,
             uri: hypervisor.uri().to_owned(),
             machine: description.name.clone(),
             machine_id: description.machine_id.clone(),
             point: point.clone(),
             created: now(),
-            socket: views.takeover_socket(&component),
+            socket: views.takeover_socket(&uuid),
+            uuid,
             disks: disks.collect(),
             nvram: None,
             dir,
@@ -229,7 +229,9 @@ impl Takeovers {
             create_overlay(&disk.overlay, disk.size, backing, qemu_identity())
                 .map_err(from_libvirt)?;
         }
-        let edited = takeover_xml::edit(then, &spec).map_err(from_libvirt)?;
+        let edited = takeover_xml::edit(then, &spec)
+            .map_err(from_libvirt)
+            .map_err(as_asked)?;
         for disk in &mut record.disks {
             if let Some(renamed) = edited.targets.iter().find(|t| t.then == disk.target) {
                 disk.now.clone_from(&renamed.now);
@@ -241,7 +243,8 @@ impl Takeovers {
         }
         hypervisor
             .define_and_start(&edited.xml, mode)
-            .map_err(from_libvirt)?;
+            .map_err(from_libvirt)
+            .map_err(as_asked)?;
         Ok((
             self.message(
                 &Entry {
@@ -391,6 +394,14 @@ impl Takeovers {
         record::remove(&self.records, name)?;
         guard(&self.known).remove(name);
         Ok(())
+    }
+}
+
+/// Where libvirt or QEMU does not take the VM, it is mostly for what the user wanted to be other.
+fn as_asked(error: ApiError) -> ApiError {
+    match error.hint {
+        Some(_) => error,
+        None => error.hint("does the host have what was asked for? see --vcpus, --memory, --disk-bus and --network"),
     }
 }
 
