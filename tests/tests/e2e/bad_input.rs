@@ -258,6 +258,37 @@ fn a_harbor_that_fills_up_lets_the_guest_go_on_and_comes_back() {
     must("umount", &["-l", &harbors]);
 }
 
+#[test]
+fn a_guest_goes_on_when_its_harbor_is_full() {
+    if !needs_libvirt() {
+        return;
+    }
+    let name = unique("full");
+    let guest = Guest::start(&name, &[("qcow2", 32 << 20)]);
+    let mut daemon = Daemon::start();
+    let harbors = daemon.harbors().display().to_string();
+    must(
+        "mount",
+        &["-t", "tmpfs", "-o", "size=60m", "none", &harbors],
+    );
+    daemon.ok(&["protect", &name]);
+    // Three times as much as fits; dd fails if a write does.
+    let began = std::time::Instant::now();
+    guest.sh("for i in 1 2 3; do dd if=/dev/urandom of=/dev/vda bs=1M count=28 conv=fsync || exit 1; done");
+    eprintln!("84 MiB in {:?}", began.elapsed());
+    let info = daemon.wait_state(&name, "failed", Duration::from_secs(30));
+    assert!(info["state_detail"].to_string().contains("space"), "{info}");
+    guest.virsh(&[
+        "qemu-monitor-command",
+        &name,
+        "{\"execute\":\"query-status\"}",
+    ]);
+    must("mount", &["-o", "remount,size=300m", &harbors]);
+    daemon.wait_state(&name, "protected", Duration::from_secs(60));
+    daemon.stop();
+    must("umount", &["-l", &harbors]);
+}
+
 fn must_query(storage: &StorageDaemon) -> String {
     use qemu_hook::monitor::Monitor;
     let nodes = storage

@@ -285,7 +285,17 @@ impl Engine {
             return Err(ApiError::new(ApiErrorKind::FailedPrecondition, what)
                 .hint("close the views, and commit or discard the takeovers, first"));
         }
-        machine.ask(|answer| Command::SetMode(Mode::Released, answer))?;
+        match machine.ask(|answer| Command::SetMode(Mode::Released, answer)) {
+            // A full disk must not keep anybody from making room on it.
+            Err(e) if e.kind == ApiErrorKind::ResourceExhausted => {
+                tracing::warn!(
+                    machine = request.name,
+                    error = e.what,
+                    "deleted without being released first"
+                );
+            }
+            released => released?,
+        }
         let dir = machine.harbor().dir().to_path_buf();
         drop(machine);
         self.forget(&request.name);
