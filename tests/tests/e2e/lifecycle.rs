@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use virt_cdp_tests::{daemon::Daemon, guest::Guest, must, needs_libvirt, run, unique, wait_for};
+use qemu_hook::qmp::QmpSocket;
+use virt_cdp_tests::{
+    daemon::Daemon, guest::Guest, must, needs, needs_libvirt, run, storage_daemon::StorageDaemon,
+    unique, wait_for,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -284,4 +288,27 @@ fn idle_machines_make_no_points_and_busy_ones_one_a_second() {
             Err(info.to_string())
         }
     });
+}
+
+#[test]
+fn a_suspended_machine_leaves_its_qmp_socket_to_others() {
+    if !needs(&["qemu-storage-daemon"]) {
+        return;
+    }
+    let storage = StorageDaemon::start(&[("raw", 8 << 20)]);
+    let daemon = Daemon::start();
+    let qmp = storage.qmp();
+    daemon.ok(&[
+        "protect",
+        "q",
+        "--qmp",
+        &qmp.display().to_string(),
+        "--node",
+        "disk0",
+    ]);
+    assert!(QmpSocket::connect(&qmp).is_err(), "the capture holds it");
+    daemon.ok(&["suspend", "q"]);
+    drop(QmpSocket::connect(&qmp).expect("it is free"));
+    daemon.ok(&["resume", "q"]);
+    daemon.wait_state("q", "protected", SOON);
 }

@@ -78,6 +78,8 @@ pub(crate) trait Source: Send + Sync {
     fn monitor(&self) -> ApiResult<Arc<dyn Monitor>>;
     /// The machine's definition as it is now, where there is one.
     fn definition(&self) -> ApiResult<Option<String>>;
+    /// Lets go of whatever others cannot use meanwhile; the next call takes it again.
+    fn release(&self) {}
 }
 
 /// Gives the connection to libvirt, making it where there is none.
@@ -258,6 +260,11 @@ impl Source for QmpSource {
 
     fn definition(&self) -> ApiResult<Option<String>> {
         Ok(None)
+    }
+
+    /// A QMP socket serves one client at a time.
+    fn release(&self) {
+        guard(&self.connection).1 = None;
     }
 }
 

@@ -487,11 +487,13 @@ impl Supervisor {
             }
             Mode::Suspended => {
                 self.put_down(End::Suspended);
+                self.setting.source.release();
                 self.machine.set_state(State::Suspended, "");
             }
             Mode::Released => {
                 self.put_down(End::Suspended);
                 self.remove_bitmaps();
+                self.setting.source.release();
                 self.machine.set_state(State::Unprotected, "");
             }
         }
