@@ -4,6 +4,8 @@ mod architecture;
 
 mod bad_input;
 
+mod demo;
+
 mod disks;
 
 mod exactness;
