@@ -128,6 +128,36 @@ pub fn must(program: &str, arguments: &[&str]) -> String {
     ran.out
 }
 
+/// A file system in memory, mounted for a test; unmounted when dropped.
+pub struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    /// Mounts one at `dir` with mount's `options`, such as `size=16m`.
+    pub fn mount(dir: &Path, options: &str) -> Self {
+        let tmpfs = Self(dir.to_path_buf());
+        must(
+            "mount",
+            &["-t", "tmpfs", "-o", options, "none", tmpfs.path()],
+        );
+        tmpfs
+    }
+
+    /// Changes its options.
+    pub fn remount(&self, options: &str) {
+        must("mount", &["-o", &format!("remount,{options}"), self.path()]);
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().expect("a plain path")
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        run("umount", &["-l", self.path()]);
+    }
+}
+
 /// Waits until `what` holds, asking every 50 ms; fails with its last answer at the deadline.
 pub fn wait_for<T>(
     what: &str,

@@ -3,8 +3,8 @@
 use std::{fs, io::Write, os::unix::net::UnixStream, path::Path, time::Duration};
 
 use virt_cdp_tests::{
-    daemon::Daemon, guest::Guest, must, needs, needs_libvirt, run, storage_daemon::StorageDaemon,
-    unique,
+    Tmpfs, daemon::Daemon, guest::Guest, must, needs, needs_libvirt, run,
+    storage_daemon::StorageDaemon, unique,
 };
 
 /// Names and sizes of everything kept, but for the journal, which a busy machine adds to.
@@ -141,18 +141,14 @@ fn a_harbor_that_cannot_be_written() {
     storage.stop_serving();
     let daemon = Daemon::start();
     let qmp = storage.qmp().display().to_string();
-    let harbors = daemon.harbors().display().to_string();
 
     // Full: 16 MiB for a seed of 48.
-    must(
-        "mount",
-        &["-t", "tmpfs", "-o", "size=16m", "none", &harbors],
-    );
+    let small = Tmpfs::mount(&daemon.harbors(), "size=16m");
     let ran = daemon.cli(&["protect", "full", "--qmp", &qmp, "--node", "disk0"]);
     let fine = !ran.ok && ran.err.contains("space");
     let node = must_query(&storage);
     daemon.cli(&["unprotect", "full", "--delete"]);
-    must("umount", &["-l", &harbors]);
+    drop(small);
     assert!(fine, "it says that there is no space: {ran:?}");
     assert!(
         !node.contains("vcdp-"),
@@ -160,12 +156,9 @@ fn a_harbor_that_cannot_be_written() {
     );
 
     // Not writable: a read-only file system stops even root.
-    must(
-        "mount",
-        &["-t", "tmpfs", "-o", "size=256m,ro", "none", &harbors],
-    );
+    let small = Tmpfs::mount(&daemon.harbors(), "size=256m,ro");
     let ran = daemon.cli(&["protect", "readonly", "--qmp", &qmp, "--node", "disk0"]);
-    must("umount", &["-l", &harbors]);
+    drop(small);
     assert!(
         ran.code == Some(1) && ran.err.contains("not writable") && ran.err.contains("hint: "),
         "{ran:?}"
@@ -184,12 +177,8 @@ fn a_harbor_that_fills_up_lets_the_guest_go_on_and_comes_back() {
         return;
     }
     let storage = StorageDaemon::start(&[("raw", 64 << 20)]);
-    let mut daemon = Daemon::start();
-    let harbors = daemon.harbors().display().to_string();
-    must(
-        "mount",
-        &["-t", "tmpfs", "-o", "size=40m", "none", &harbors],
-    );
+    let daemon = Daemon::start();
+    let small = Tmpfs::mount(&daemon.harbors(), "size=40m");
     let qmp = storage.qmp().display().to_string();
     daemon.ok(&["protect", "fills", "--qmp", &qmp, "--node", "disk0"]);
     let socket = storage.serve(1);
@@ -224,7 +213,7 @@ fn a_harbor_that_fills_up_lets_the_guest_go_on_and_comes_back() {
     must("qemu-io", &["-f", "raw", "-c", "write -P 4 8M 1M", &uri]);
     storage.stop_serving();
 
-    must("mount", &["-o", "remount,size=300m", &harbors]);
+    small.remount("size=300m");
     daemon.wait_state("fills", "protected", Duration::from_secs(90));
     let check = |at: &str, reads: &[&str]| {
         let view = daemon.json(&["view-open", "fills", "--at", at]);
@@ -254,8 +243,6 @@ fn a_harbor_that_fills_up_lets_the_guest_go_on_and_comes_back() {
             "read -P 3 32M 32M",
         ],
     );
-    daemon.stop();
-    must("umount", &["-l", &harbors]);
 }
 
 #[test]
@@ -266,11 +253,7 @@ fn a_guest_goes_on_when_its_harbor_is_full() {
     let name = unique("full");
     let guest = Guest::start(&name, &[("qcow2", 32 << 20)]);
     let mut daemon = Daemon::start();
-    let harbors = daemon.harbors().display().to_string();
-    must(
-        "mount",
-        &["-t", "tmpfs", "-o", "size=60m", "none", &harbors],
-    );
+    let small = Tmpfs::mount(&daemon.harbors(), "size=60m");
     daemon.ok(&["protect", &name]);
     // Three times as much as fits; dd fails if a write does.
     let began = std::time::Instant::now();
@@ -283,10 +266,9 @@ fn a_guest_goes_on_when_its_harbor_is_full() {
         &name,
         "{\"execute\":\"query-status\"}",
     ]);
-    must("mount", &["-o", "remount,size=300m", &harbors]);
+    small.remount("size=300m");
     daemon.wait_state(&name, "protected", Duration::from_secs(60));
     daemon.stop();
-    must("umount", &["-l", &harbors]);
 }
 
 fn must_query(storage: &StorageDaemon) -> String {
