@@ -184,7 +184,7 @@ impl api::Engine for EngineHandle {
         let (takeover, dropped) =
             self.0
                 .takeovers
-                .start(&harbor, &hypervisor, &self.0.views, point.id, &request)?;
+                .start(&harbor, &hypervisor, &self.0.views, &point, &request)?;
         let ready_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(
             name = takeover.name,

@@ -19,7 +19,7 @@ use std::{
     sync::Mutex,
 };
 
-use cdp_core::{Harbor, MachineDescription, Point, PointId};
+use cdp_core::{Harbor, MachineDescription, Point};
 use libvirt_driver::{
     Domain, DomainState, ErrorKind, Hypervisor, LibvirtError, TakeoverSpec,
     nvram::nvram_of,
@@ -112,19 +112,17 @@ impl Takeovers {
         harbor: &Harbor,
         hypervisor: &Hypervisor,
         views: &Views,
-        point: PointId,
+        point: &Point,
         request: &v1::TakeoverRequest,
     ) -> ApiResult<(v1::Takeover, Vec<String>)> {
         let description = harbor.description();
-        let view = harbor.view(point).map_err(from_harbor)?;
-        let then = shape::xml_of(harbor, &description, view.point())?;
+        let then = shape::xml_of(harbor, &description, point)?;
         let name = match request.new_name.as_str() {
-            "" => format!("{}-takeover-{}", description.name, point.0),
+            "" => format!("{}-takeover-{}", description.name, point.id),
             name => name.to_owned(),
         };
         names::check("takeover", &name)?;
-        let record = self.prepare(&name, hypervisor, views, &description, view.point())?;
-        drop(view);
+        let record = self.prepare(&name, hypervisor, views, &description, point)?;
         let (spec, mode) = shape::spec(&record, request, hypervisor)?;
         self.begin(&record, hypervisor)?;
         let started = self.bring_up(record, harbor, hypervisor, views, (&then, spec, mode));
