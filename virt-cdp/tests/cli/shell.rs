@@ -190,19 +190,39 @@ impl Typist {
         Some(Self { script, seen })
     }
 
-    /// Types `keys` and waits until `text` is shown after it.
+    /// Waits until `text` is shown, and forgets what was shown up to its end.
     #[track_caller]
-    fn types(&mut self, keys: &str, text: &str) {
-        if !keys.is_empty() {
-            self.seen.lock().unwrap().clear();
-        }
-        self.script
-            .stdin
-            .as_mut()
-            .unwrap()
-            .write_all(keys.as_bytes())
-            .unwrap();
-        wait_for(text, || self.seen.lock().unwrap().contains(text));
+    fn sees(&mut self, text: &str) {
+        wait_for(text, || {
+            let mut seen = self.seen.lock().unwrap();
+            let end = seen.find(text).map(|at| at + text.len());
+            end.map(|end| seen.drain(..end)).is_some()
+        });
+    }
+
+    /// Waits for the shell to be ready for a line, which is when its terminal is in raw mode.
+    #[track_caller]
+    fn prompted(&mut self) {
+        self.sees("\u{1b}[?2004h");
+        self.sees("virt-cdp # ");
+    }
+
+    fn types(&mut self, keys: &str) {
+        let keyboard = self.script.stdin.as_mut().unwrap();
+        keyboard.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Waits for the end with the keyboard still connected: `Child::wait` would close it first, which
+    /// script(1) tells the shell as an end of input.
+    #[track_caller]
+    fn ends_well(&mut self) {
+        let mut ended = None;
+        wait_for("the end of the shell", || {
+            ended = self.script.try_wait().unwrap();
+            ended.is_some()
+        });
+        let seen = self.seen.lock().unwrap();
+        assert!(ended.unwrap().success(), "{ended:?}: {seen}");
     }
 }
 
@@ -212,16 +232,20 @@ fn on_a_terminal_there_are_completion_history_and_ctrl_c() {
     let Some(mut typist) = Typist::new(&stage) else {
         return;
     };
-    typist.types("", "virt-cdp # ");
-    typist.types("info w\t\r", "Harbor:");
-    typist.types("", "virt-cdp # ");
-    typist.types("export slow --at lat\t /out\r", "10.00 GiB");
-    typist.types("\u{3}", "error: the export was cancelled");
-    typist.types("", "virt-cdp # ");
-    typist.types("point-l\t web1\r", "(there are older ones)");
-    typist.types("", "virt-cdp # ");
-    typist.types("quit\r", "quit");
-    assert!(typist.script.wait().unwrap().success());
+    typist.prompted();
+    typist.types("info w\t\r");
+    typist.sees("Harbor:");
+    typist.prompted();
+    typist.types("export slow --at lat\t /out\r");
+    typist.sees("10.00 GiB");
+    typist.types("\u{3}");
+    typist.sees("error: the export was cancelled");
+    typist.prompted();
+    typist.types("point-l\t web1\r");
+    typist.sees("(there are older ones)");
+    typist.prompted();
+    typist.types("quit\r");
+    typist.ends_well();
     let history = std::fs::read_to_string(stage.dir.path().join("virt-cdp/history")).unwrap();
     assert!(
         history.contains("export slow --at latest") && history.contains("point-list"),
