@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::fmt;
 use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -25,6 +26,19 @@ pub enum OpenMode {
     Write,
     /// For reading and writing; it must not exist, and gets mode 0600.
     New,
+    /// As [`New`](Self::New), past the page cache where the file system has that: whoever writes then gives
+    /// whole blocks of [`BLOCK`](crate::bounds::BLOCK) bytes, in parts whose lengths are blocks too, from memory
+    /// aligned to [`SECTOR`](crate::bounds::SECTOR).
+    NewDirect,
+}
+
+/// Room in a file system, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// What this process may still use.
+    pub free: u64,
+    /// All there is, used or not.
+    pub total: u64,
 }
 
 /// The operations on directories and whole files.
@@ -65,6 +79,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// As the operating system says.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 
+    /// Returns the room in the file system in which `path` lies.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn space(&self, path: &Path) -> io::Result<Space>;
+
     /// Locks a file for this holder alone, making it if need be, until the answer is dropped; none
     /// if it is locked.
     ///
@@ -98,6 +118,19 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
     /// # Errors
     /// As the operating system says.
     fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Makes the file `len` bytes long with room for all of them; what was not written reads as zeros. A
+    /// file system that cannot reserve leaves the file as it is.
+    ///
+    /// # Errors
+    /// As the operating system says; there may not be enough room.
+    fn preallocate(&self, len: u64) -> io::Result<()>;
+
+    /// Returns the descriptor for writes that are handed to the kernel while others are under way; none if every
+    /// write must go through [`write_at`](Self::write_at).
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Puts the file's content on stable storage, and its length.
     ///

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{OpenMode, RealStorage, Storage, StorageFile};
+use super::{OpenMode, RealStorage, Space, Storage, StorageFile};
 
 /// A failure that is to happen once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,6 +151,10 @@ impl Storage for FaultyStorage {
         RealStorage.sync_dir(dir)
     }
 
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        RealStorage.space(path)
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
         RealStorage.lock(path)
     }
@@ -186,6 +190,10 @@ impl StorageFile for FaultyFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
+    }
+
+    fn preallocate(&self, len: u64) -> io::Result<()> {
+        self.file.preallocate(len)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -3,16 +3,17 @@
 use std::any::Any;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
-use super::{OpenMode, Storage, StorageFile};
+use super::{OpenMode, Space, Storage, StorageFile};
 use crate::bounds::LOCK_PATIENCE;
 
 /// Most parts the kernel takes in one call.
@@ -31,11 +32,13 @@ impl Storage for RealStorage {
             OpenMode::Write => {
                 options.write(true);
             }
-            OpenMode::New => {
+            OpenMode::New | OpenMode::NewDirect => {
                 options.write(true).create_new(true);
             }
         }
-        Ok(Arc::new(RealFile(options.open(path)?)))
+        let file = options.open(path)?;
+        let direct = mode == OpenMode::NewDirect && make_direct(&file);
+        Ok(Arc::new(RealFile { file, direct }))
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
@@ -63,6 +66,14 @@ impl Storage for RealStorage {
         File::open(dir)?.sync_all()
     }
 
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let found = rustix::fs::statvfs(path)?;
+        Ok(Space {
+            free: found.f_bavail.saturating_mul(found.f_frsize),
+            total: found.f_blocks.saturating_mul(found.f_frsize),
+        })
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
         let file = OpenOptions::new()
             .read(true)
@@ -87,16 +98,26 @@ impl Storage for RealStorage {
     }
 }
 
+/// Has a file's writes go past the page cache; false where the file system has no such thing.
+fn make_direct(file: &File) -> bool {
+    let flags = OFlags::DIRECT | OFlags::RDWR;
+    rustix::fs::fcntl_setfl(file, flags).is_ok()
+}
+
 #[derive(Debug)]
-struct RealFile(File);
+struct RealFile {
+    file: File,
+    /// Past the page cache: for writes in whole blocks only.
+    direct: bool,
+}
 
 impl StorageFile for RealFile {
     fn length(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_exact_at(buf, offset)
+        self.file.read_exact_at(buf, offset)
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
@@ -107,7 +128,7 @@ impl StorageFile for RealFile {
         IoSlice::advance_slices(&mut rest, 0);
         while !rest.is_empty() {
             let some = rest.get(..PARTS_MAX).unwrap_or(rest);
-            match rustix::io::pwritev(&self.0, some, position) {
+            match rustix::io::pwritev(&self.file, some, position) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     position += written as u64;
@@ -121,10 +142,21 @@ impl StorageFile for RealFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
+    }
+
+    fn preallocate(&self, len: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, len) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.direct.then(|| self.file.as_fd())
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 }
