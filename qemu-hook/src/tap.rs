@@ -9,23 +9,33 @@
 //! did not take. Whatever goes wrong, the socket is closed: QEMU's mirror ends with an error,
 //! the guest goes on and never sees it.
 //!
+//! A tap can be parked: it answers what it has read and stops between two requests with its socket
+//! open, so that another process goes on with it ([`resume_tap`]) and QEMU sees nothing of that.
+//!
 //! A crash of ours closes the socket too. Writes that were taken but not answered are in the
 //! guest's hands then: it may or may not see them as done, as after a power cut.
 
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::nbd::handshake::{Catalogue, Offer, negotiate};
-use crate::nbd::stream::{Stream, read_full_or_end};
+use crate::nbd::stream::Stream;
 use crate::nbd::{NbdError, Request, SimpleReply, bounds, cmd, errno, flag};
 use crate::sink::{SinkClosed, WriteSink};
 
+mod bypass;
 mod stats;
 
+pub use bypass::{Bypass, hang_up};
 pub use stats::TapStats;
+
+/// How often a tap with nothing to read looks whether it is to be parked.
+const PARK_LOOK: Duration = Duration::from_millis(100);
 
 /// What a tap offers to QEMU.
 #[derive(Debug, Clone)]
@@ -49,7 +59,7 @@ impl TapConfig {
     }
 }
 
-/// Why a tap ended. In every case the socket is closed and QEMU's mirror ends.
+/// Why a tap ended. In every case but the last the socket is closed and QEMU's mirror ends.
 #[derive(Debug)]
 pub enum TapEnd {
     /// QEMU hung up or said goodbye, or [`TapHandle::close`] was called.
@@ -60,6 +70,10 @@ pub enum TapEnd {
     Protocol(NbdError),
     /// The socket failed.
     Io(io::Error),
+    /// A reply was owed for longer than the bypass deadline.
+    Overdue,
+    /// [`TapHandle::park`] was called: the socket is open, between two requests.
+    Parked,
 }
 
 impl From<NbdError> for TapEnd {
@@ -91,9 +105,32 @@ impl From<SinkClosed> for TapEnd {
 
 /// A tap that runs in a thread of its own. Dropping the handle leaves it running.
 pub struct TapHandle {
-    stream: UnixStream,
+    control: Arc<Control>,
     thread: JoinHandle<TapEnd>,
+}
+
+/// What a tap's thread, its handle and the bypass share.
+#[derive(Debug)]
+struct Control {
+    stream: UnixStream,
     stats: Arc<TapStats>,
+    overdue: AtomicBool,
+    park: AtomicBool,
+}
+
+impl Control {
+    fn new(stream: UnixStream) -> Arc<Self> {
+        Arc::new(Self {
+            stream,
+            stats: Arc::new(TapStats::new()),
+            overdue: AtomicBool::new(false),
+            park: AtomicBool::new(false),
+        })
+    }
+
+    fn is_to_park(&self) -> bool {
+        self.park.load(Ordering::Relaxed)
+    }
 }
 
 impl TapHandle {
@@ -101,25 +138,42 @@ impl TapHandle {
     ///
     /// QEMU sees the end of the connection immediately; requests it still waits for fail there.
     pub fn close(&self) {
-        // Fails only when QEMU has hung up already. What is queued is left to the tap's own thread: taken away
-        // from here, a payload could be completed with bytes of the next.
-        let _ = self.stream.shut();
+        hang_up(&self.control.stream);
     }
 
-    /// Tells whether the tap has ended.
+    /// Has the tap answer what it has read and then stop, its socket open: see [`TapEnd::Parked`].
+    ///
+    /// Does not wait for that; a tap that ends otherwise meanwhile ends otherwise.
+    pub fn park(&self) {
+        self.control.park.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells whether the tap has ended, or was closed for being overdue while its sink is still stuck.
     pub fn is_ended(&self) -> bool {
-        self.thread.is_finished()
+        self.thread.is_finished() || self.is_overdue()
+    }
+
+    /// Tells whether the bypass has closed the tap.
+    pub fn is_overdue(&self) -> bool {
+        self.control.overdue.load(Ordering::SeqCst)
     }
 
     /// The tap's counters.
     pub fn stats(&self) -> &Arc<TapStats> {
-        &self.stats
+        &self.control.stats
     }
 
     /// Waits for the tap to end and tells why. Does not end it: see [`close`](Self::close).
     pub fn join(self) -> TapEnd {
         let panicked = |_| TapEnd::Io(io::Error::other("the tap's thread panicked"));
         self.thread.join().unwrap_or_else(panicked)
+    }
+}
+
+impl AsFd for TapHandle {
+    /// The tap's socket, for a guard that is to hold another descriptor of it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.control.stream.as_fd()
     }
 }
 
@@ -133,6 +187,34 @@ pub fn spawn_tap<S: WriteSink>(
     config: TapConfig,
     sink: S,
 ) -> Result<TapHandle, NbdError> {
+    spawn(stream, config, sink, Begin::Handshake)
+}
+
+/// As [`spawn_tap`], on the socket of a tap that was parked: QEMU is past the handshake.
+///
+/// # Errors
+/// As [`spawn_tap`].
+pub fn resume_tap<S: WriteSink>(
+    stream: UnixStream,
+    config: TapConfig,
+    sink: S,
+) -> Result<TapHandle, NbdError> {
+    spawn(stream, config, sink, Begin::Requests)
+}
+
+/// Where a tap begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    Handshake,
+    Requests,
+}
+
+fn spawn<S: WriteSink>(
+    stream: UnixStream,
+    config: TapConfig,
+    sink: S,
+    begin: Begin,
+) -> Result<TapHandle, NbdError> {
     let reason = if config.name.len() > bounds::NAME_MAX {
         Some("the name is longer than 4096 bytes")
     } else if i64::try_from(config.size).is_err() {
@@ -145,62 +227,57 @@ pub fn spawn_tap<S: WriteSink>(
         return Err(NbdError::BadExport { name, reason });
     }
     let thread_error = |source| NbdError::Thread { source };
-    let ours = stream.try_clone().map_err(thread_error)?;
-    let stats = Arc::new(TapStats::new());
-    let theirs = Arc::clone(&stats);
+    let control = Control::new(stream.try_clone().map_err(thread_error)?);
+    let theirs = Arc::clone(&control);
     let thread = std::thread::Builder::new()
         .name(format!("tap-{}", config.name.replace('\0', "_")))
-        .spawn(move || serve_tap(stream, &config, sink, &theirs))
+        .spawn(move || serve(stream, &config, sink, &theirs, begin))
         .map_err(thread_error)?;
-    Ok(TapHandle {
-        stream: ours,
-        thread,
-        stats,
-    })
+    Ok(TapHandle { control, thread })
 }
 
 /// Serves QEMU's writes into `sink` until the tap ends; the socket is closed then.
-pub fn serve_tap<S: WriteSink>(
+fn serve<S: WriteSink>(
     mut stream: UnixStream,
     config: &TapConfig,
     sink: S,
-    stats: &TapStats,
+    control: &Control,
+    begin: Begin,
 ) -> TapEnd {
-    let end = match negotiate(
-        &mut stream,
-        config,
-        Instant::now() + config.handshake_deadline,
-    ) {
-        Ok(Some(_)) => {
-            stats.set_connected();
+    let agreed = match begin {
+        Begin::Requests => Ok(true),
+        Begin::Handshake => negotiate(
+            &mut stream,
+            config,
+            Instant::now() + config.handshake_deadline,
+        )
+        .map(|agreed| agreed.is_some()),
+    };
+    let end = match agreed {
+        Ok(true) => {
+            control.stats.set_connected();
             let mut tap = Tap {
                 stream: &mut stream,
                 size: config.size,
                 sink,
-                stats,
+                control,
                 told_of_reads: false,
             };
             tap.run()
         }
-        Ok(None) => TapEnd::Disconnected,
+        Ok(false) => TapEnd::Disconnected,
         Err(error) => error.into(),
     };
-    // Another descriptor of this socket may be open (the handle's): dropping ours is not enough.
+    control.stats.settle();
+    if matches!(end, TapEnd::Parked) {
+        return end;
+    }
+    // Another descriptor of this socket may be open (the handle's, a guard's): dropping ours is not enough.
     hang_up(&stream);
-    stats.settle();
+    if control.overdue.load(Ordering::SeqCst) {
+        return TapEnd::Overdue;
+    }
     end
-}
-
-/// Ends the connection and throws away what QEMU sent and nobody read.
-///
-/// The second part matters: unread bytes stay charged to QEMU's side of the socket, which then never becomes
-/// writable, and QEMU waits in its main loop for that instead of seeing that we hung up.
-fn hang_up(stream: &UnixStream) {
-    // Fails only when QEMU has hung up already.
-    let _ = stream.shut();
-    let mut rest = [0; 64 << 10];
-    let flags = rustix::net::RecvFlags::DONTWAIT;
-    while rustix::net::recv(stream, &mut rest, flags).is_ok_and(|(got, _)| got > 0) {}
 }
 
 impl Catalogue for TapConfig {
@@ -228,34 +305,60 @@ struct Tap<'a, S> {
     stream: &'a mut UnixStream,
     size: u64,
     sink: S,
-    stats: &'a TapStats,
+    control: &'a Control,
     told_of_reads: bool,
 }
 
 impl<S: WriteSink> Tap<'_, S> {
     fn run(&mut self) -> TapEnd {
+        if let Err(error) = self.stream.set_timeouts(None).and_then(|()| {
+            // So that a tap with nothing to do can be parked.
+            self.stream.set_read_timeout(Some(PARK_LOOK))
+        }) {
+            return error.into();
+        }
         loop {
             match self.step() {
                 Ok(true) => {}
                 Ok(false) => return TapEnd::Disconnected,
                 Err(end) => return end,
             }
+            if self.control.is_to_park() {
+                return TapEnd::Parked;
+            }
         }
     }
 
     /// Takes one request and answers it; false when QEMU has left.
     fn step(&mut self) -> Result<bool, TapEnd> {
+        let stats = &self.control.stats;
         let mut head = [0; Request::SIZE];
-        if !read_full_or_end(self.stream, &mut head)? {
-            return Ok(false);
+        let mut first = 0;
+        while first == 0 {
+            first = match self.stream.read(&mut head) {
+                Ok(0) => return Ok(false),
+                Ok(got) => got,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.control.is_to_park() {
+                        return Err(TapEnd::Parked);
+                    }
+                    0
+                }
+                Err(error) => return Err(error.into()),
+            };
         }
+        fill(self.stream, head.get_mut(first..).unwrap_or_default())?;
+        stats.consume(Request::SIZE as u64);
         let request = Request::decode(&head)?;
-        self.stats.owe();
+        if request.command != cmd::WRITE {
+            stats.receive();
+        }
         let error = match request.command {
             cmd::WRITE => self.write(&request)?,
             cmd::WRITE_ZEROES => self.zero(&request)?,
             cmd::FLUSH => {
-                self.stats.count_flush();
+                stats.count_flush();
                 0
             }
             cmd::DISC => return Ok(false),
@@ -268,7 +371,7 @@ impl<S: WriteSink> Tap<'_, S> {
         let cookie = request.cookie;
         self.stream
             .write_all(&SimpleReply { error, cookie }.encode())?;
-        self.stats.settle();
+        self.control.stats.settle();
         Ok(true)
     }
 
@@ -287,9 +390,11 @@ impl<S: WriteSink> Tap<'_, S> {
             let reason = format!("{} bytes of memory for {len}", memory.len());
             return Err(SinkClosed(reason).into());
         }
-        self.stream.read_exact(memory)?;
+        fill(self.stream, memory)?;
+        self.control.stats.consume(u64::from(request.len));
+        self.control.stats.receive();
         self.sink.write(request.offset, buffer)?;
-        self.stats.count_write(u64::from(request.len));
+        self.control.stats.count_write(u64::from(request.len));
         Ok(0)
     }
 
@@ -298,7 +403,7 @@ impl<S: WriteSink> Tap<'_, S> {
         let len = u64::from(request.len);
         if len > 0 {
             self.sink.zero(request.offset, len)?;
-            self.stats.count_zero(len);
+            self.control.stats.count_zero(len);
         }
         Ok(0)
     }
@@ -323,6 +428,23 @@ impl<S: WriteSink> Tap<'_, S> {
         }
         errno::ENOTSUP
     }
+}
+
+/// Fills `buf`, however long QEMU takes for it.
+fn fill(stream: &mut UnixStream, mut buf: &mut [u8]) -> io::Result<()> {
+    while !buf.is_empty() {
+        match stream.read(buf) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(got) => buf = buf.get_mut(got..).unwrap_or_default(),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn bad(what: &str, request: &Request) -> TapEnd {

@@ -1,43 +1,30 @@
-//! What a tap counts, and for how long it owes QEMU a reply.
+//! What a tap counts, and how much of it is not answered yet.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 /// Counters of one tap; may be read from any thread while it runs.
 ///
 /// A request is counted when the sink has taken it, which is just before it is answered.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct TapStats {
-    start: Instant,
     connected: AtomicBool,
     writes: AtomicU64,
     bytes: AtomicU64,
     zeroes: AtomicU64,
     zero_bytes: AtomicU64,
     flushes: AtomicU64,
-    /// Nanoseconds from the start to the request that is not answered yet, plus one; 0 for none.
-    owed_since_ns: AtomicU64,
-}
-
-impl Default for TapStats {
-    fn default() -> Self {
-        Self::new()
-    }
+    /// Bytes of requests, payloads included, that were read from the socket.
+    consumed: AtomicU64,
+    /// The part of them that belongs to requests read as a whole.
+    received: AtomicU64,
+    /// The part of them that belongs to requests that were answered.
+    answered: AtomicU64,
 }
 
 impl TapStats {
     /// Makes counters that are all zero.
     pub fn new() -> Self {
-        Self {
-            start: Instant::now(),
-            connected: AtomicBool::new(false),
-            writes: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            zeroes: AtomicU64::new(0),
-            zero_bytes: AtomicU64::new(0),
-            flushes: AtomicU64::new(0),
-            owed_since_ns: AtomicU64::new(0),
-        }
+        Self::default()
     }
 
     /// Tells whether QEMU's handshake is over (it stays true when QEMU leaves).
@@ -70,29 +57,49 @@ impl TapStats {
         self.flushes.load(Ordering::Relaxed)
     }
 
-    /// How long the request under way has been waiting for its reply; `None` when none is owed.
-    ///
-    /// The guest waits at least this long. Requests queued behind it in the socket are not seen.
-    pub fn owed_for(&self) -> Option<Duration> {
-        let since = self.owed_since_ns.load(Ordering::Acquire).checked_sub(1)?;
-        Some(
-            self.start
-                .elapsed()
-                .saturating_sub(Duration::from_nanos(since)),
-        )
+    /// Tells whether a request was read, in part at least, that is not answered yet. Requests that wait in the
+    /// socket are not seen.
+    pub fn owes(&self) -> bool {
+        let Progress {
+            consumed, answered, ..
+        } = self.progress();
+        consumed > answered
+    }
+
+    /// How far the tap has come with the bytes of requests.
+    pub(super) fn progress(&self) -> Progress {
+        // What comes last is read first, so that no part is larger than the whole.
+        let answered = self.answered.load(Ordering::Acquire);
+        let received = self.received.load(Ordering::Acquire);
+        let consumed = self.consumed.load(Ordering::Acquire);
+        Progress {
+            consumed,
+            received,
+            answered,
+        }
     }
 
     pub(super) fn set_connected(&self) {
         self.connected.store(true, Ordering::Release);
     }
 
-    pub(super) fn owe(&self) {
-        let now = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX - 1);
-        self.owed_since_ns.store(now + 1, Ordering::Release);
+    /// Counts bytes read from the socket; only the tap's own thread may.
+    pub(super) fn consume(&self, bytes: u64) {
+        let consumed = self.consumed.load(Ordering::Relaxed) + bytes;
+        self.consumed.store(consumed, Ordering::Release);
     }
 
+    /// Notes that a request ends with the last byte read.
+    pub(super) fn receive(&self) {
+        let consumed = self.consumed.load(Ordering::Relaxed);
+        self.received.store(consumed, Ordering::Release);
+    }
+
+    /// Notes that everything read is answered, or never will be.
     pub(super) fn settle(&self) {
-        self.owed_since_ns.store(0, Ordering::Release);
+        let consumed = self.consumed.load(Ordering::Relaxed);
+        self.received.store(consumed, Ordering::Release);
+        self.answered.store(consumed, Ordering::Release);
     }
 
     pub(super) fn count_write(&self, bytes: u64) {
@@ -110,18 +117,13 @@ impl TapStats {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_owed_reply_grows_older_until_it_is_settled() {
-        let stats = TapStats::new();
-        assert_eq!(stats.owed_for(), None);
-        stats.owe();
-        std::thread::sleep(Duration::from_millis(5));
-        assert!(stats.owed_for().unwrap() >= Duration::from_millis(5));
-        stats.settle();
-        assert_eq!(stats.owed_for(), None);
-    }
+/// Bytes of requests, payloads included.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Progress {
+    /// Read from the socket.
+    pub(super) consumed: u64,
+    /// Of those, the bytes of requests that were read as a whole.
+    pub(super) received: u64,
+    /// Of those, the bytes of requests that were answered.
+    pub(super) answered: u64,
 }

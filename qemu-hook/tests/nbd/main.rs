@@ -23,6 +23,7 @@ mod view_server;
 mod client_reads;
 mod client_suspicion;
 
+mod tap_bypass;
 mod tap_mirror;
 mod tap_requests;
 
