@@ -73,7 +73,7 @@ pub struct Point {
 /// A span of time with no valid recovery point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
-    /// Since when writes may be missing.
+    /// Since when writes may be missing; where it follows on another gap, the end of that one.
     pub start: Timestamp,
     /// When they were made up for; none while the gap is open.
     pub end: Option<Timestamp>,
@@ -100,14 +100,23 @@ pub enum GapReason {
     Suspended,
     /// A volume was added or seeded again.
     Seeding,
-    /// The machine was stopped, and may have been written to meanwhile.
-    MachineStopped,
+    /// The machine was off, and may have been written to meanwhile.
+    GuestOff,
+    /// Captured again, but what was missed is still being read.
+    Resync,
     /// A reason a newer version wrote.
     #[serde(other)]
     Unknown,
 }
 
 impl GapReason {
+    /// Tells whether an open gap of this reason ends where one of `next` begins.
+    ///
+    /// A cause and the resync that makes up for it are told apart; of two causes the first one stands.
+    pub(crate) fn yields_to(self, next: GapReason) -> bool {
+        (self == GapReason::Resync) != (next == GapReason::Resync)
+    }
+
     /// Returns the reason's code in the journal.
     pub fn code(self) -> u8 {
         match self {
@@ -119,7 +128,8 @@ impl GapReason {
             GapReason::JournalFailed => 5,
             GapReason::Suspended => 6,
             GapReason::Seeding => 7,
-            GapReason::MachineStopped => 8,
+            GapReason::GuestOff => 8,
+            GapReason::Resync => 9,
         }
     }
 
@@ -133,7 +143,8 @@ impl GapReason {
             5 => GapReason::JournalFailed,
             6 => GapReason::Suspended,
             7 => GapReason::Seeding,
-            8 => GapReason::MachineStopped,
+            8 => GapReason::GuestOff,
+            9 => GapReason::Resync,
             _ => GapReason::Unknown,
         }
     }

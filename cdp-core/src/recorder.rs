@@ -192,7 +192,8 @@ impl Recorder {
     }
 
     /// Records that writes may be missing since `start`; durable on return. Does nothing while a
-    /// gap is open: the first start and reason stand.
+    /// gap is open: the first start and reason stand. Only [`GapReason::Resync`] follows directly on any other
+    /// open gap, and any other on it.
     ///
     /// Everything taken before is valid; a `start` before the last of it is moved up to that.
     ///

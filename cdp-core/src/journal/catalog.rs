@@ -53,7 +53,7 @@ impl Catalog {
         match notice {
             Notice::Point(point) => self.add_point(point),
             Notice::GapOpen { gap, sound } => self.add_gap(gap, sound),
-            Notice::GapClose { start, end } => close_gap(&mut self.gaps, start, end),
+            Notice::GapClose { end } => self.close_gap(end),
         }
     }
 
@@ -65,11 +65,24 @@ impl Catalog {
     }
 
     /// Takes a gap. It may have begun before it was noticed: points behind the last record that is known to be
-    /// valid are offered no more.
-    pub(crate) fn add_gap(&mut self, gap: Gap, sound: Seq) {
+    /// valid are offered no more, and it begins neither before the last point that is, nor before the end of the
+    /// last gap. An open gap ends where the new one begins.
+    pub(crate) fn add_gap(&mut self, mut gap: Gap, sound: Seq) {
         let valid = self.points.partition_point(|point| point.seq <= sound);
         self.points.truncate(valid);
+        let last_point = self.points.last().map(|point| point.time);
+        let last_gap = self.gaps.last().map(|gap| gap.end.unwrap_or(gap.start));
+        let known = last_point.max(last_gap);
+        gap.start = gap.start.max(known.unwrap_or_default());
+        self.close_gap(gap.start);
         self.gaps.push(gap);
+    }
+
+    /// Ends the gap that is open, if there is one.
+    pub(crate) fn close_gap(&mut self, end: Timestamp) {
+        if let Some(gap) = self.gaps.last_mut().filter(|gap| gap.end.is_none()) {
+            gap.end = Some(end);
+        }
     }
 
     /// Returns the gap that is open.
@@ -94,17 +107,6 @@ impl Catalog {
             next = last.next();
         }
         (next <= up_to).then_some((next, up_to))
-    }
-}
-
-/// Ends the gap that is open.
-pub(crate) fn close_gap(gaps: &mut [Gap], start: Timestamp, end: Timestamp) {
-    if let Some(gap) = gaps
-        .iter_mut()
-        .rev()
-        .find(|gap| gap.start == start && gap.end.is_none())
-    {
-        gap.end = Some(end);
     }
 }
 

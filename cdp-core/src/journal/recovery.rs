@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::catalog::{Catalog, JournalEnd, close_gap, segment_number, segment_path};
+use super::catalog::{Catalog, JournalEnd, segment_number, segment_path};
 use super::scan::{PayloadCheck, ScanLimits, scan};
 use super::seal::{Sealing, hash_up_to};
 use super::segment::{Segment, read_index};
@@ -296,20 +296,11 @@ impl Recovery<'_> {
                     self.catalog.add_point(point(record, label));
                 }
                 Kind::GapOpen => self.catalog.add_gap(gap(record, None), Seq(record.length)),
-                Kind::GapClose => {
-                    let start = Timestamp(record.offset);
-                    if self
-                        .catalog
-                        .gaps
-                        .iter()
-                        .any(|gap| gap.start == start && gap.end.is_none())
-                    {
-                        close_gap(&mut self.catalog.gaps, start, record.time);
-                    } else {
-                        // Its beginning is lost, and with it what it took back.
-                        self.catalog.gaps.push(gap(record, Some(record.time)));
-                    }
+                Kind::GapClose if self.catalog.open_gap().is_some() => {
+                    self.catalog.close_gap(record.time);
                 }
+                // Its beginning is lost, and with it what it took back.
+                Kind::GapClose => self.catalog.gaps.push(gap(record, Some(record.time))),
                 _ => {}
             }
         }

@@ -43,7 +43,6 @@ pub(crate) enum Notice {
         sound: Seq,
     },
     GapClose {
-        start: Timestamp,
         end: Timestamp,
     },
 }
@@ -317,7 +316,8 @@ impl Sequencer {
         Ok(Some(point))
     }
 
-    /// Takes the start of a gap; nothing while one is open.
+    /// Takes the start of a gap. Nothing while one is open, except that a resync follows on any gap, and any gap on
+    /// a resync: then one record ends the first where the second begins.
     ///
     /// `sound` is the last record that is known to be valid; none: all there are. Then the gap cannot begin
     /// before the last of them, whatever the clock says.
@@ -329,12 +329,11 @@ impl Sequencer {
     ) -> Result<Seq, Refused> {
         let mut line = self.lock();
         line.check_running()?;
-        if line.open_gap.is_some() {
-            return Ok(line.counts.head);
-        }
-        let (start, sound) = match sound {
-            Some(sound) => (start.min(line.last_time), sound.min(line.counts.head)),
-            None => (start.max(line.last_time), line.counts.head),
+        let (start, sound) = match (line.open_gap, sound) {
+            (Some((_, before)), _) if !before.yields_to(reason) => return Ok(line.counts.head),
+            // What the first gap took back stays so: its own record says it.
+            (Some(_), _) | (None, None) => (start.max(line.last_time), line.counts.head),
+            (None, Some(sound)) => (start.min(line.last_time), sound.min(line.counts.head)),
         };
         let record = Record {
             offset: start.0,
@@ -374,8 +373,7 @@ impl Sequencer {
         };
         let seq = self.push(&mut line, record, self.budget.force(0));
         let end = line.last_time;
-        line.notices
-            .push_back((seq, Notice::GapClose { start, end }));
+        line.notices.push_back((seq, Notice::GapClose { end }));
         Ok(seq)
     }
 

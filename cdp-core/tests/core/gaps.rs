@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use cdp_core::clock::HandClock;
-use cdp_core::{Clock, GapReason, Grade, Harbor, Options, Timestamp};
+use cdp_core::{Clock, Gap, GapReason, Grade, Harbor, Options, Point, Recorder, Seq, Timestamp};
 
-use crate::harness::{KIB, crash_image, machine};
+use crate::harness::{Chance, KIB, crash_image, machine, write};
 
 #[test]
 fn a_gap_survives_restarts_until_it_is_closed() {
@@ -94,4 +94,139 @@ fn a_clock_that_stepped_back_takes_no_points_away() {
         .open_gap_since(GapReason::TapLost, clock.now(), machine.recorder.head())
         .unwrap();
     assert!(machine.harbor.points().contains(&kept));
+}
+
+#[test]
+fn a_resync_is_a_gap_of_its_own_that_follows_directly() {
+    let machine = machine(&[64 * KIB], Options::default());
+    let open = |reason| machine.recorder.open_gap(reason, Timestamp(0)).unwrap();
+    for reason in [
+        GapReason::TapLost,
+        GapReason::Overload,
+        GapReason::Resync,
+        GapReason::Resync,
+        GapReason::JournalFailed,
+        GapReason::Resync,
+    ] {
+        open(reason);
+        machine.write(0, 0, &[1; 512]);
+        assert_eq!(machine.harbor.points(), [], "{reason:?}");
+    }
+    machine.recorder.close_gap().unwrap();
+    let gaps = machine.harbor.gaps();
+    let reasons: Vec<GapReason> = gaps.iter().map(|gap| gap.reason).collect();
+    let (first, resync) = (GapReason::TapLost, GapReason::Resync);
+    assert_eq!(reasons, [first, resync, GapReason::JournalFailed, resync]);
+    for pair in gaps.windows(2) {
+        assert_eq!(pair[0].end, Some(pair[1].start), "{gaps:?}");
+    }
+    let crashed = machine.home.path().join("crashed");
+    crash_image(&machine.dir(), &crashed);
+    let (harbor, _) = Harbor::open(&crashed, Options::default()).unwrap();
+    assert_eq!(harbor.gaps(), gaps);
+}
+
+/// What a harbor should offer after a history of points and gaps.
+#[derive(Default)]
+struct Expected {
+    points: Vec<Point>,
+    open: bool,
+}
+
+impl Expected {
+    fn step(&mut self, recorder: &Recorder, clock: &HandClock, chance: &mut Chance) {
+        const REASONS: [GapReason; 6] = [
+            GapReason::TapLost,
+            GapReason::Overload,
+            GapReason::JournalFailed,
+            GapReason::Suspended,
+            GapReason::GuestOff,
+            GapReason::Resync,
+        ];
+        let reason = REASONS[chance.below(REASONS.len() as u64) as usize];
+        // Mostly on, sometimes back by a lot.
+        let now = clock.now().0 + chance.below(3_000_000_000);
+        let back = if chance.below(12) == 0 {
+            60_000_000_000
+        } else {
+            0
+        };
+        clock.set(Timestamp(now.saturating_sub(back)));
+        match chance.below(10) {
+            0 | 1 => {
+                recorder.open_gap(reason, clock.now()).unwrap();
+                self.open = true;
+            }
+            2 => {
+                let back = chance.below(4);
+                let sound = Seq(recorder.head().0 - back.min(recorder.head().0));
+                let start = Timestamp(clock.now().0 - chance.below(2_000_000_000));
+                recorder.open_gap_since(reason, start, sound).unwrap();
+                if !self.open {
+                    self.points.retain(|point| point.seq <= sound);
+                }
+                self.open = true;
+            }
+            3 | 4 => {
+                recorder.close_gap().unwrap();
+                self.open = false;
+            }
+            5 => write(recorder, 0, chance.below(100) * 512, &[7; 512]),
+            _ => {
+                let point = recorder.point(Grade::Crash, None).unwrap();
+                if !self.open {
+                    self.points.push(point);
+                }
+            }
+        }
+    }
+
+    fn check(&self, harbor: &Harbor, context: &str) -> Vec<Gap> {
+        assert_eq!(harbor.points(), self.points, "{context}");
+        let gaps = harbor.gaps();
+        let open = gaps.last().is_some_and(|gap| gap.end.is_none());
+        assert_eq!(open, self.open, "{context}: {gaps:?}");
+        for pair in gaps.windows(2) {
+            assert!(
+                pair[0].end.is_some_and(|end| end <= pair[1].start),
+                "{context}: one after the other: {gaps:?}"
+            );
+        }
+        for gap in &gaps {
+            assert!(gap.end.is_none_or(|end| end >= gap.start), "{context}");
+            let inside = |p: &&Point| p.time > gap.start && gap.end.is_none_or(|end| p.time <= end);
+            let inside = self.points.iter().find(inside);
+            assert_eq!(inside, None, "{context}: offered inside {gap:?}");
+        }
+        gaps
+    }
+}
+
+#[test]
+fn no_point_is_offered_inside_a_gap_whatever_the_order_of_events_and_crashes() {
+    let base = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
+    for seed in base.map_or(1..=12, |seed| seed..=seed) {
+        let mut chance = Chance::new(seed);
+        let clock = Arc::new(HandClock::new(Timestamp(5_000_000_000_000)));
+        let options = || Options {
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
+            ..Options::default()
+        };
+        let machine = machine(&[64 * KIB], options());
+        let (mut harbor, mut recorder) = (machine.harbor.clone(), machine.recorder.clone());
+        let mut expected = Expected::default();
+        for step in 0..90 {
+            expected.step(&recorder, &clock, &mut chance);
+            let context = format!("SEED={seed}, step {step}");
+            let gaps = expected.check(&harbor, &context);
+            if chance.below(12) == 0 {
+                recorder.sync().unwrap();
+                let crashed = machine.home.path().join(format!("crashed{step}"));
+                crash_image(harbor.dir(), &crashed);
+                harbor = Harbor::open(&crashed, options()).unwrap().0;
+                recorder = harbor.record().unwrap();
+                assert_eq!(expected.check(&harbor, &context), gaps, "{context}");
+            }
+        }
+    }
 }

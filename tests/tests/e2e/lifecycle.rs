@@ -91,8 +91,14 @@ fn reboot_keeps_the_tap_and_shutdown_and_start_bring_protection_back() {
     let info = daemon.json(&["info", &name]);
     let gaps = info["gaps"].as_array().expect("gaps");
     assert!(
-        gaps.len() == 1 && !gaps[0]["end"].is_null(),
-        "the time it was off is a closed gap: {info}"
+        gaps.len() == 2 && gaps.iter().all(|gap| !gap["end"].is_null()),
+        "the time it was off and the resync are closed gaps: {info}"
+    );
+    assert_eq!(gaps[0]["reason"], "guest-off");
+    assert_eq!(gaps[1]["reason"], "resync");
+    assert_eq!(
+        gaps[0]["end"], gaps[1]["start"],
+        "one right after the other"
     );
     let inside = gaps[0]["start"].as_str().expect("a time");
     let offered = daemon.json(&[
@@ -101,12 +107,12 @@ fn reboot_keeps_the_tap_and_shutdown_and_start_bring_protection_back() {
         "--from",
         inside,
         "--to",
-        gaps[0]["end"].as_str().expect("a time"),
+        gaps[1]["end"].as_str().expect("a time"),
     ]);
     assert_eq!(
         offered["points"].as_array().map(Vec::len),
         Some(0),
-        "no point inside the gap"
+        "no point inside the gaps"
     );
 
     // QEMU dies under the guest.
@@ -221,6 +227,7 @@ fn a_mirror_that_somebody_cancels_is_noticed_and_replaced() {
     let info = daemon.wait_state(&name, "protected", SOON);
     let gap = &info["gaps"][0];
     assert_eq!(gap["reason"], "tap-lost");
+    assert_eq!(info["gaps"][1]["reason"], "resync");
     let nearly = |time: &serde_json::Value| {
         let text = time.as_str().expect("a time");
         let seconds: i64 = must("date", &["-d", text, "+%s"])

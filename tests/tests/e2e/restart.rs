@@ -120,8 +120,8 @@ fn killed_during_writes_old_points_stay_right_and_protection_returns() {
     let gaps = daemon.json(&["info", &name])["gaps"].clone();
     assert_eq!(
         gaps.as_array().map(Vec::len),
-        Some(3),
-        "every crash is a gap: {gaps}"
+        Some(6),
+        "every crash is a gap, and every resync: {gaps}"
     );
     assert!(
         gaps.as_array()

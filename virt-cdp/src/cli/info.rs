@@ -90,6 +90,12 @@ pub(super) fn describe(machine: &v1::Machine) -> String {
     for left_out in &machine.left_out {
         text.push_str(&format!("left out: {}\n", super::text::plain(left_out)));
     }
+    if let Some(resync) = &machine.last_resync {
+        text.push_str(&format!("\nLast resync: {}\n", describe_resync(resync)));
+        for volume in &resync.volumes {
+            text.push_str(&format!("  {}\n", describe_volume(volume)));
+        }
+    }
     if !machine.gaps.is_empty() {
         let mut gaps = Table::new(["Gap from", "To", "Reason"]);
         for gap in machine
@@ -103,6 +109,32 @@ pub(super) fn describe(machine: &v1::Machine) -> String {
         text.push_str(&gaps.render());
     }
     text
+}
+
+fn describe_resync(resync: &v1::Resync) -> String {
+    let took = u64::try_from(resync.end_ns.saturating_sub(resync.start_ns)).unwrap_or(0);
+    format!(
+        "{} read, {} differed, in {:.1} s, {}",
+        format_size(resync.read_bytes),
+        format_size(resync.differing_bytes),
+        took as f64 / 1e9,
+        local(resync.end_ns)
+    )
+}
+
+fn describe_volume(volume: &v1::ResyncVolume) -> String {
+    let reason = super::text::plain(&volume.reason);
+    let how = match volume.how.as_str() {
+        "bitmap" => "what was marked".to_owned(),
+        "nothing" => format!("nothing, because {reason}"),
+        _ => format!("whole disk, because {reason}"),
+    };
+    format!(
+        "{}: {how}: {} read, {} differed",
+        volume.target,
+        format_size(volume.read_bytes),
+        format_size(volume.differing_bytes)
+    )
 }
 
 fn every(ms: u64) -> String {

@@ -58,6 +58,7 @@ document! {
         point_interval_ms: u64 = m.point_interval_ms,
         harbor: String = m.harbor.clone(),
         gaps: Vec<Gap> = all(&m.gaps),
+        last_resync: Option<Resync> = m.last_resync.as_ref().map(Into::into),
         created: Option<String> = time(m.created_ns),
     }
 }
@@ -89,6 +90,28 @@ document! {
         start: Option<String> = time(g.start_ns),
         end: Option<String> = time(g.end_ns),
         reason: String = g.reason.clone(),
+    }
+}
+
+document! {
+    /// What a resync read and found; `how` of a volume is `bitmap`, `whole` or `nothing`.
+    Resync(r: v1::Resync) {
+        start: Option<String> = time(r.start_ns),
+        end: Option<String> = time(r.end_ns),
+        read_bytes: u64 = r.read_bytes,
+        differing_bytes: u64 = r.differing_bytes,
+        volumes: Vec<ResyncVolume> = all(&r.volumes),
+    }
+}
+
+document! {
+    /// What a resync read of one volume; `reason` says why it was not read from the bitmap.
+    ResyncVolume(v: v1::ResyncVolume) {
+        target: String = v.target.clone(),
+        how: String = v.how.clone(),
+        reason: String = v.reason.clone(),
+        read_bytes: u64 = v.read_bytes,
+        differing_bytes: u64 = v.differing_bytes,
     }
 }
 

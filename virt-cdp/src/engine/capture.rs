@@ -81,10 +81,9 @@ pub(crate) struct QemuSide {
 impl QemuSide {
     /// The moment it is now, and the last record taken.
     pub(crate) fn moment(&self) -> Confirmed {
-        Confirmed {
-            time: now(),
-            head: self.recorder.head(),
-        }
+        // In this order: a point that belongs to the head is not later than the time.
+        let head = self.recorder.head();
+        Confirmed { time: now(), head }
     }
 
     /// Tells whether all mirrors are there still.
@@ -138,6 +137,14 @@ impl Capture {
             Self::tap_all(&recorder, harbor, &running, tag, &dir).inspect_err(|_| {
                 let _ = recorder.close();
             })?;
+        // From here on it is captured again; what was missed is still missing.
+        let purpose = match purpose {
+            Purpose::Resync(images) => recorder
+                .open_gap(GapReason::Resync, now())
+                .map(|()| Purpose::Resync(images))
+                .map_err(from_harbor),
+            seed => Ok(seed),
+        };
         let mut capture = Self {
             recorder,
             monitor: running.monitor,
@@ -146,7 +153,7 @@ impl Capture {
             reader: None,
             progress: Arc::new(ReadProgress::default()),
         };
-        match capture.start_reader(purpose, tag, dir) {
+        match purpose.and_then(|purpose| capture.start_reader(purpose, tag, dir)) {
             Ok(()) => Ok(capture),
             Err(e) => {
                 capture.end();

@@ -112,5 +112,6 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
             .map(gap)
             .collect(),
         created_ns: time(description.created),
+        last_resync: None,
     }
 }

@@ -109,9 +109,22 @@ fn machine(name: &str, state: &str) -> v1::Machine {
         gaps: vec![v1::Gap {
             start_ns: POINT_NS,
             end_ns: 0,
-            reason: "guest off".into(),
+            reason: "guest-off".into(),
         }],
         created_ns: POINT_NS,
+        last_resync: Some(v1::Resync {
+            start_ns: POINT_NS,
+            end_ns: POINT_NS + 1_500_000_000,
+            read_bytes: 3 << 20,
+            differing_bytes: 2 << 20,
+            volumes: vec![v1::ResyncVolume {
+                target: "vda".into(),
+                how: "whole".into(),
+                reason: "its bitmap is inconsistent".into(),
+                read_bytes: 3 << 20,
+                differing_bytes: 2 << 20,
+            }],
+        }),
     }
 }
 

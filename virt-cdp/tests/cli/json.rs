@@ -51,7 +51,15 @@ fn machine(name: &str, state: &str) -> Value {
         "written_bytes": 405_504,
         "point_interval_ms": 1000,
         "harbor": "/var/lib/virt-cdp/web1",
-        "gaps": [{"start": TIME, "end": null, "reason": "guest off"}],
+        "gaps": [{"start": TIME, "end": null, "reason": "guest-off"}],
+        "last_resync": {
+            "start": TIME, "end": "2026-01-02T03:04:06.623456789Z",
+            "read_bytes": 3_145_728, "differing_bytes": 2_097_152,
+            "volumes": [{
+                "target": "vda", "how": "whole", "reason": "its bitmap is inconsistent",
+                "read_bytes": 3_145_728, "differing_bytes": 2_097_152,
+            }],
+        },
         "created": TIME,
     })
 }

@@ -104,7 +104,7 @@ impl Supervisor {
                 if active.capture.wait_end() {
                     last_point();
                 }
-                (GapReason::MachineStopped, now())
+                (GapReason::GuestOff, now())
             }
             End::Suspended | End::DaemonStopped => {
                 last_point();
