@@ -6,7 +6,7 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use cdp_core::machine::{FORMAT_VERSION, Mode};
+use cdp_core::machine::{FORMAT_VERSION_OLDEST, Mode};
 use cdp_core::{
     Grade, Harbor, MachineDescription, MachineSource, Options, Timestamp, VolumeDescription,
     VolumeId,
@@ -87,7 +87,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn description() -> MachineDescription {
     MachineDescription {
-        format_version: FORMAT_VERSION,
+        format_version: FORMAT_VERSION_OLDEST,
         name: "bench".into(),
         machine_id: "bench".into(),
         point_interval_ms: 1000,
@@ -96,13 +96,6 @@ fn description() -> MachineDescription {
         source: MachineSource::Qmp {
             socket: "/nowhere".into(),
         },
-        volumes: vec![VolumeDescription {
-            id: VolumeId(0),
-            target: "vda".into(),
-            size: SIZE,
-            node: None,
-            original_format: None,
-            original_path: None,
-        }],
+        volumes: vec![VolumeDescription::new(VolumeId(0), "vda", SIZE)],
     }
 }

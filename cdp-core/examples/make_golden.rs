@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cdp_core::clock::HandClock;
-use cdp_core::machine::{FORMAT_VERSION, Mode};
+use cdp_core::machine::{FORMAT_VERSION_OLDEST, Mode};
 use cdp_core::{
     GapReason, Grade, Harbor, MachineDescription, MachineSource, Options, Timestamp,
     VolumeDescription, VolumeId,
@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .ok_or("usage: make_golden DIRECTORY")?;
     let now = Timestamp(1_700_000_000_000_000_001);
     let description = MachineDescription {
-        format_version: FORMAT_VERSION,
+        format_version: FORMAT_VERSION_OLDEST,
         name: "golden".into(),
         machine_id: "0b1d7f4e-0000-4000-8000-00000000d01d".into(),
         point_interval_ms: 1000,
@@ -30,12 +30,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             uuid: "0b1d7f4e-0000-4000-8000-000000000002".into(),
         },
         volumes: vec![VolumeDescription {
-            id: VolumeId(7),
-            target: "vda".into(),
-            size: 128 * 1024,
-            node: None,
             original_format: Some("raw".into()),
             original_path: Some("/dev/vg/lv".into()),
+            ..VolumeDescription::new(VolumeId(7), "vda", 128 * 1024)
         }],
     };
     let options = Options {

@@ -13,7 +13,7 @@ use crate::base::{BasePoint, SeedWriter};
 use crate::clock::Timestamp;
 use crate::error::{HarborError, JournalError, Result};
 use crate::machine::{MachineDescription, VolumeId};
-use crate::point::{Gap, Point, PointId, XmlVersion};
+use crate::point::{Gap, Point, PointId, Seq, XmlVersion};
 use crate::recorder::Recorder;
 use crate::storage::RealStorage;
 use crate::view::image::{self, Plan};
@@ -96,9 +96,20 @@ impl Harbor {
         self.shared.usage()
     }
 
-    /// Tells whether every volume has a base point.
+    /// Tells whether there are points to go on from: every volume that was there from the beginning has a base
+    /// point.
     pub fn is_seeded(&self) -> bool {
         self.shared.first_valid().is_some()
+    }
+
+    /// Tells whether a volume has a base point.
+    pub fn has_base(&self, volume: VolumeId) -> bool {
+        self.shared.bases().iter().any(|base| base.volume == volume)
+    }
+
+    /// Returns the last record taken, by the recording that runs or else in the journal.
+    pub fn head(&self) -> Seq {
+        self.shared.head()
     }
 
     /// Returns the base points of a volume, oldest first.
@@ -213,25 +224,29 @@ impl Harbor {
         SeedWriter::start(Arc::clone(&self.shared), volume)
     }
 
-    /// Opens a view of the machine at a point.
+    /// Opens a view of the machine at a point: the volumes that were there, each as large as it was.
     ///
     /// # Errors
     /// [`HarborError::NoSuchPoint`]; records are missing or damaged; the storage failed.
     pub fn view(&self, point: PointId) -> Result<View> {
         let point = self.point(point).ok_or(HarborError::NoSuchPoint(point))?;
         let description = self.shared.description();
-        let plans: Result<Vec<Plan>> = description
-            .volumes
-            .iter()
-            .map(|volume| self.shared.plan(volume, point.seq))
-            .collect();
-        let images = image::open(&self.shared, plans?, point.seq)?;
-        let ids = description.volumes.iter().map(|volume| volume.id);
+        let there = description.volumes.iter().filter_map(|volume| {
+            let size = volume.size_at(point.seq)?;
+            Some(self.shared.plan(volume.id, size, point.seq))
+        });
+        let plans: Vec<Plan> = there.collect::<Result<_>>()?;
+        let ids: Vec<VolumeId> = plans.iter().map(|plan| plan.volume).collect();
+        let images = image::open(&self.shared, plans, point.seq)?;
         let storage = Arc::clone(&self.shared.options.storage);
-        Ok(View::new(point, ids.zip(images).collect(), storage))
+        Ok(View::new(
+            point,
+            ids.into_iter().zip(images).collect(),
+            storage,
+        ))
     }
 
-    /// Opens a volume as of the last record in the journal at this moment.
+    /// Opens a volume as of the last record in the journal at this moment, as large as it is now.
     ///
     /// # Errors
     /// [`HarborError::NotSeeded`]; otherwise as [`view`](Self::view).
@@ -241,7 +256,7 @@ impl Harbor {
         let volume = description
             .volume(volume)
             .ok_or(HarborError::NoSuchVolume(volume))?;
-        let plan = self.shared.plan(volume, seq)?;
+        let plan = self.shared.plan(volume.id, volume.size, seq)?;
         let image = image::open(&self.shared, vec![plan], seq)?.pop();
         image
             .map(|image| LatestImage::new(seq, image))

@@ -41,7 +41,7 @@ pub use buffer::IoBuf;
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use error::{HarborError, JournalError, Refused};
 pub use harbor::{AckRule, Harbor, Options, RecoveryReport, Usage};
-pub use machine::{MachineDescription, MachineSource, Mode, VolumeDescription, VolumeId};
+pub use machine::{MachineDescription, MachineSource, Mode, Plug, VolumeDescription, VolumeId};
 pub use point::{Gap, GapReason, Grade, Point, PointId, Seq, XmlVersion};
 pub use recorder::{Recorder, RecorderStats, VolumeRecorder};
 pub use view::{LatestImage, View, ViewExtent};

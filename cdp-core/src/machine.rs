@@ -2,6 +2,9 @@
 //!
 //! Kept as `machine.toml` in the harbor, replaced as a whole. Validated once, at the door
 //! ([`MachineDescription::validate`]); everything behind it may rely on the rules.
+//!
+//! A disk may grow, shrink, be unplugged, plugged in again, or come later than the others. What a volume was
+//! before is kept as [`Era`]s, each up to a record: a point shows every volume as it was at its record.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -12,9 +15,14 @@ use serde::{Deserialize, Serialize};
 use crate::bounds::{MACHINE_ID_MAX, SECTOR, VOLUME_SIZE_MAX, VOLUMES_MAX};
 use crate::clock::Timestamp;
 use crate::error::{HarborError, Result};
+use crate::point::Seq;
 
-/// Version of `machine.toml` and of the harbor's layout that this program writes.
-pub const FORMAT_VERSION: u32 = 1;
+/// Newest version of `machine.toml` and of the harbor's layout that this program knows.
+///
+/// Version 2 is written once a volume has eras, which a program of version 1 would not see.
+pub const FORMAT_VERSION: u32 = 2;
+/// Oldest version that is read, and that is written as long as it says all there is to say.
+pub const FORMAT_VERSION_OLDEST: u32 = 1;
 
 /// Number of a volume within its machine; never used again for another one.
 #[derive(
@@ -32,7 +40,7 @@ impl fmt::Display for VolumeId {
 /// Describes a protected machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineDescription {
-    /// Version of the harbor's format: [`FORMAT_VERSION`].
+    /// Version of the harbor's format; where it is written, the oldest one that will do.
     pub format_version: u32,
     /// Name the user gave.
     pub name: String,
@@ -83,6 +91,32 @@ pub enum MachineSource {
     },
 }
 
+/// Tells whether the machine has a volume's disk now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Plug {
+    /// It has.
+    #[default]
+    In,
+    /// It was unplugged; points from before show it.
+    Out,
+}
+
+impl Plug {
+    fn is_in(&self) -> bool {
+        *self == Plug::In
+    }
+}
+
+/// What a volume was up to a record, and since the era before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Era {
+    /// The last record of the era.
+    pub up_to: Seq,
+    /// Bytes; 0 while the machine did not have the disk.
+    pub size: u64,
+}
+
 /// Describes a protected disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeDescription {
@@ -90,8 +124,11 @@ pub struct VolumeDescription {
     pub id: VolumeId,
     /// Name of the disk in the guest's definition (`vda`), or of its node.
     pub target: String,
-    /// Bytes.
+    /// Bytes it has now, or had when it was unplugged.
     pub size: u64,
+    /// Whether the machine has the disk now.
+    #[serde(default, skip_serializing_if = "Plug::is_in")]
+    pub plug: Plug,
     /// Block node of QEMU, where the user named one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
@@ -101,12 +138,78 @@ pub struct VolumeDescription {
     /// Path of the original image, for information.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original_path: Option<String>,
+    /// What it was before, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<Era>,
+}
+
+impl VolumeDescription {
+    /// Describes a disk of `size` bytes that is there from the first record on.
+    pub fn new(id: VolumeId, target: impl Into<String>, size: u64) -> Self {
+        Self {
+            id,
+            target: target.into(),
+            size,
+            plug: Plug::In,
+            node: None,
+            original_format: None,
+            original_path: None,
+            before: Vec::new(),
+        }
+    }
+
+    /// Returns the bytes the volume had at record `seq`; none if the machine did not have it then.
+    pub fn size_at(&self, seq: Seq) -> Option<u64> {
+        match self.before.iter().find(|era| seq <= era.up_to) {
+            Some(era) => Some(era.size).filter(|size| *size > 0),
+            None => Some(self.size).filter(|_| self.plug == Plug::In),
+        }
+    }
+
+    /// Tells whether the machine had the disk when its protection began.
+    pub fn is_original(&self) -> bool {
+        self.before.first().is_none_or(|era| era.size > 0)
+    }
+
+    /// Lets the volume be otherwise after record `head`: of `size` bytes, or without its disk if none.
+    ///
+    /// Nothing changes if it is so already.
+    pub fn change(&mut self, head: Seq, size: Option<u64>) {
+        let now = Some(self.size).filter(|_| self.plug == Plug::In);
+        if now == size {
+            return;
+        }
+        // Where the last change has no record behind it, nothing can show what was in between.
+        if self.before.last().is_none_or(|era| era.up_to < head) {
+            self.before.push(Era {
+                up_to: head,
+                size: now.unwrap_or(0),
+            });
+        }
+        self.plug = if size.is_some() { Plug::In } else { Plug::Out };
+        self.size = size.unwrap_or(self.size);
+    }
 }
 
 impl MachineDescription {
+    /// Returns the volumes whose disks the machine has now.
+    pub fn plugged(&self) -> impl Iterator<Item = &VolumeDescription> {
+        self.volumes.iter().filter(|volume| volume.plug.is_in())
+    }
+
     /// Returns the description of a volume.
     pub fn volume(&self, id: VolumeId) -> Option<&VolumeDescription> {
         self.volumes.iter().find(|volume| volume.id == id)
+    }
+
+    /// Returns the oldest version of the format that can say what there is to say.
+    pub(crate) fn version_needed(&self) -> u32 {
+        let changed = |v: &VolumeDescription| !v.before.is_empty() || v.plug == Plug::Out;
+        if self.volumes.iter().any(changed) {
+            FORMAT_VERSION
+        } else {
+            FORMAT_VERSION_OLDEST
+        }
     }
 
     /// Checks every rule a description has to keep.
@@ -115,7 +218,7 @@ impl MachineDescription {
     /// [`HarborError::InvalidDescription`] names the rule that is broken.
     pub fn validate(&self) -> Result<()> {
         let broken = |rule: String| Err(HarborError::InvalidDescription(rule));
-        if self.format_version != FORMAT_VERSION {
+        if !(FORMAT_VERSION_OLDEST..=FORMAT_VERSION).contains(&self.format_version) {
             return broken(format!("format_version is {}", self.format_version));
         }
         if self.name.is_empty() {
@@ -135,14 +238,23 @@ impl MachineDescription {
             if !seen.insert(volume.id) || volume.id.0 == u16::MAX {
                 return broken(format!("volume id {} is taken or reserved", volume.id));
             }
-            if volume.size == 0 || volume.size > VOLUME_SIZE_MAX {
-                return broken(format!("volume {} has {} bytes", volume.id, volume.size));
+            if volume.size == 0 {
+                return broken(format!("volume {} has 0 bytes", volume.id));
             }
-            if !volume.size.is_multiple_of(SECTOR as u64) {
-                return broken(format!(
-                    "volume {} has no whole number of sectors",
-                    volume.id
-                ));
+            let eras = volume.before.iter().map(|era| era.size);
+            for size in eras.chain([volume.size]) {
+                if size > VOLUME_SIZE_MAX {
+                    return broken(format!("volume {} has {size} bytes", volume.id));
+                }
+                if !size.is_multiple_of(SECTOR as u64) {
+                    return broken(format!(
+                        "volume {} has no whole number of sectors",
+                        volume.id
+                    ));
+                }
+            }
+            if !volume.before.is_sorted_by(|a, b| a.up_to < b.up_to) {
+                return broken(format!("the eras of volume {} are not in order", volume.id));
             }
         }
         Ok(())

@@ -11,6 +11,8 @@ mod back_pressure;
 mod damage;
 #[path = "core/durable.rs"]
 mod durable;
+#[path = "core/eras.rs"]
+mod eras;
 #[path = "core/export.rs"]
 mod export;
 #[path = "core/failure.rs"]

@@ -84,7 +84,10 @@ pub(crate) fn write_description(
     desc: &MachineDescription,
 ) -> Result<()> {
     let path = dir.join(DESCRIPTION);
-    let text = toml::to_string(desc).map_err(|e| HarborError::InvalidDescription(e.to_string()))?;
+    let mut desc = desc.clone();
+    desc.format_version = desc.version_needed();
+    let text =
+        toml::to_string(&desc).map_err(|e| HarborError::InvalidDescription(e.to_string()))?;
     replace(storage, &path, text.as_bytes()).map_err(|e| HarborError::storage("write", &path, e))
 }
 

@@ -16,7 +16,7 @@ use crate::base::{self, BasePoint};
 use crate::error::{HarborError, Result};
 use crate::journal::catalog::Catalog;
 use crate::journal::recovery;
-use crate::machine::{MachineDescription, VolumeDescription, VolumeId};
+use crate::machine::{MachineDescription, VolumeId};
 use crate::point::{Seq, XmlVersion};
 use crate::qcow2::Qcow2Reader;
 use crate::recorder::{Recording, end_earlier};
@@ -182,7 +182,8 @@ impl Shared {
         }
     }
 
-    /// Returns the first record at which a point can be viewed; none before every volume is seeded.
+    /// Returns the first record at which a point can be viewed; none before every volume that was there from
+    /// the beginning is seeded. One that came later is in a gap until it is seeded.
     pub(crate) fn first_valid(&self) -> Option<Seq> {
         let mut oldest: BTreeMap<VolumeId, Seq> = BTreeMap::new();
         for base in self.bases().iter() {
@@ -192,22 +193,20 @@ impl Shared {
                 .or_insert(base.seq);
         }
         let description = lock(&self.description);
-        let firsts = description
-            .volumes
-            .iter()
-            .map(|volume| oldest.get(&volume.id).copied());
+        let original = description.volumes.iter().filter(|v| v.is_original());
+        let firsts = original.map(|volume| oldest.get(&volume.id).copied());
         firsts.collect::<Option<Vec<Seq>>>()?.into_iter().max()
     }
 
-    /// Works out what an image of a volume at record `up_to` is made of.
-    pub(crate) fn plan(&self, volume: &VolumeDescription, up_to: Seq) -> Result<Plan> {
-        let fits = |base: &&BasePoint| base.volume == volume.id && base.seq <= up_to;
+    /// Works out what an image of a volume at record `up_to` is made of; it has `size` bytes there.
+    pub(crate) fn plan(&self, volume: VolumeId, size: u64, up_to: Seq) -> Result<Plan> {
+        let fits = |base: &&BasePoint| base.volume == volume && base.seq <= up_to;
         let base = self.bases().iter().rev().find(fits).cloned();
-        let base = base.ok_or(HarborError::NotSeeded(volume.id))?;
+        let base = base.ok_or(HarborError::NotSeeded(volume))?;
         let reader = Qcow2Reader::open(&*self.options.storage, &base.path)?;
         Ok(Plan {
-            volume: volume.id,
-            size: volume.size,
+            volume,
+            size,
             base: Some(reader),
             after: base.seq,
         })

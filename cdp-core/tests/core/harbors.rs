@@ -65,12 +65,12 @@ fn a_newer_format_is_refused() {
     let text = fs::read_to_string(&toml).unwrap();
     fs::write(
         &toml,
-        text.replace("format_version = 1", "format_version = 2"),
+        text.replace("format_version = 1", "format_version = 3"),
     )
     .unwrap();
     let refused = Harbor::open(&dir, Options::default());
     assert!(
-        matches!(refused, Err(HarborError::UnknownVersion { found: 2, .. })),
+        matches!(refused, Err(HarborError::UnknownVersion { found: 3, .. })),
         "{refused:?}"
     );
     drop(home);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cdp_core::machine::{FORMAT_VERSION, Mode};
+use cdp_core::machine::{FORMAT_VERSION_OLDEST, Mode};
 use cdp_core::{
     Grade, Harbor, MachineDescription, MachineSource, Options, Point, Recorder, Timestamp, View,
     VolumeDescription, VolumeId,
@@ -34,15 +34,11 @@ pub(crate) fn description(sizes: &[u64]) -> MachineDescription {
         .iter()
         .enumerate()
         .map(|(number, size)| VolumeDescription {
-            id: VolumeId(number as u16),
-            target: format!("vd{number}"),
-            size: *size,
-            node: None,
             original_format: Some("qcow2".into()),
-            original_path: None,
+            ..VolumeDescription::new(VolumeId(number as u16), format!("vd{number}"), *size)
         });
     MachineDescription {
-        format_version: FORMAT_VERSION,
+        format_version: FORMAT_VERSION_OLDEST,
         name: "test".into(),
         machine_id: "0b1d7f4e-0000-4000-8000-000000000001".into(),
         point_interval_ms: 1000,

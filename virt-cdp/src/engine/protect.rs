@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf, sync::Arc};
 
 use cdp_core::{
     Harbor, MachineDescription, MachineSource, Mode, VolumeDescription, VolumeId,
-    machine::FORMAT_VERSION,
+    machine::FORMAT_VERSION_OLDEST,
 };
 use qemu_hook::{node::Verdict, read_export};
 
@@ -242,7 +242,7 @@ impl Engine {
 
     fn create_harbor(&self, asked: &Asked, volumes: Vec<VolumeDescription>) -> ApiResult<Harbor> {
         let description = MachineDescription {
-            format_version: FORMAT_VERSION,
+            format_version: FORMAT_VERSION_OLDEST,
             name: asked.name.clone(),
             machine_id: libvirt_driver::takeover::new_uuid().map_err(from_libvirt)?,
             point_interval_ms: u64::try_from(self.config.capture.point_interval.as_millis())
@@ -415,12 +415,8 @@ fn choose(asked: &Asked, found: &[Found]) -> ApiResult<(Vec<VolumeDescription>, 
 
 fn volume(id: u16, target: &str, size: u64, node: Option<String>) -> VolumeDescription {
     VolumeDescription {
-        id: VolumeId(id),
-        target: target.to_owned(),
-        size,
         node,
-        original_format: None,
-        original_path: None,
+        ..VolumeDescription::new(VolumeId(id), target, size)
     }
 }
 
