@@ -14,6 +14,7 @@
 //! Modules are listed in the order in which a write meets them.
 
 pub mod bounds;
+pub mod chance;
 pub mod error;
 
 pub mod clock;

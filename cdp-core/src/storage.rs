@@ -1,6 +1,7 @@
 //! The door to the storage: every file operation of the crate goes through it.
 //!
-//! [`RealStorage`] is the operating system's; [`FaultyStorage`] fails on purpose, for tests. A file
+//! [`RealStorage`] is the operating system's. For tests, [`FaultyStorage`] fails on purpose, and
+//! [`SimulatedStorage`] is in memory and forgets what a power cut may make a disk forget. A file
 //! is written at given positions only, never through a moving one, so that handles can be shared.
 
 use std::any::Any;
@@ -13,9 +14,11 @@ use std::sync::Arc;
 mod faulty;
 mod real;
 pub(crate) mod replace;
+mod simulated;
 
 pub use faulty::{Fault, FaultyStorage};
 pub use real::RealStorage;
+pub use simulated::{Left, Operation, SimulatedStorage, Trouble};
 
 /// Tells how a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,500 @@
+//! What is done at random while a recording runs.
+
+use std::thread;
+use std::time::Duration;
+
+use cdp_core::{Clock, GapReason, Grade, Seq, Timestamp, VolumeId};
+
+use crate::history::{Base, Told};
+use crate::world::{Step, Stop, World, wrong};
+
+impl World {
+    /// Does one thing by chance.
+    pub(crate) fn step(&mut self) -> Step {
+        self.step_clock();
+        match self.chance.below(40) {
+            0..=19 => self.guest_writes(),
+            20..=22 => self.guest_zeroes(),
+            23..=27 => self.make_point(),
+            28 => self.point_if_written(),
+            29..=30 => self.sync(),
+            31 => self.crowd(),
+            32 => self.keep_xml(),
+            33 => self.gap(),
+            34 => self.seed_one(),
+            35 => self.open_view(),
+            36..=37 => self.read_views(),
+            38 => self.describe(),
+            _ => {
+                thread::sleep(Duration::from_micros(self.chance.below(8_000)));
+                Ok(())
+            }
+        }
+    }
+
+    fn step_clock(&mut self) {
+        let now = self.clock.now().0;
+        let by = self.chance.below(3_000_000_000);
+        let then = match self.chance.below(20) {
+            0 => now.saturating_sub(by * 1_000),
+            1 => now + by * 1_000,
+            2 => now,
+            _ => now + by,
+        };
+        self.clock.set(Timestamp(then));
+    }
+
+    pub(crate) fn guest_writes(&mut self) -> Step {
+        let volume = self.any_volume();
+        let (offset, len) = self.range(volume);
+        let mut bytes = vec![0; len];
+        match self.chance.below(3) {
+            0 => bytes.fill(self.chance.below(256) as u8),
+            _ => self.chance.fill(&mut bytes),
+        }
+        self.guest_changes(volume, offset, bytes, false)
+    }
+
+    fn guest_zeroes(&mut self) -> Step {
+        let volume = self.any_volume();
+        let (offset, len) = self.range(volume);
+        self.guest_changes(volume, offset, vec![0; len], true)
+    }
+
+    /// The guest writes to its disk; the recorder is told of it, and may refuse.
+    fn guest_changes(&mut self, volume: usize, offset: usize, bytes: Vec<u8>, zero: bool) -> Step {
+        let len = bytes.len();
+        self.tell(format!(
+            "guest: volume {volume}, {len} at {offset}, zeroes {zero}"
+        ));
+        self.live[volume][offset..offset + len].copy_from_slice(&bytes);
+        let (recorder, handle) = match (self.recorder(), self.volume(volume)) {
+            (Ok(recorder), Ok(handle)) => (recorder, handle),
+            _ => {
+                self.is_missing_writes = true;
+                return Ok(());
+            }
+        };
+        let before = recorder.head().0;
+        let taken = if zero {
+            handle.zero(offset as u64, len as u64)
+        } else {
+            handle.buffer(len).and_then(|mut buf| {
+                buf.as_mut().copy_from_slice(&bytes);
+                handle.write(offset as u64, buf)
+            })
+        };
+        self.enter(
+            before,
+            vec![Told::Data {
+                volume,
+                offset,
+                bytes,
+            }],
+            taken.is_ok(),
+        )?;
+        match taken {
+            Ok(seq) => {
+                self.untouchable.mark(volume, offset..offset + len);
+                if self.options.ack_rule == cdp_core::AckRule::Durable {
+                    self.history.promise(seq.0);
+                }
+                Ok(())
+            }
+            Err(refused) => {
+                self.is_missing_writes = true;
+                Err(self.failed("a write", &refused))
+            }
+        }
+    }
+
+    /// Several threads write at once; what comes out is in the order of their numbers.
+    fn crowd(&mut self) -> Step {
+        if self.is_trouble {
+            return Ok(());
+        }
+        self.tell("crowd");
+        let recorder = self.recorder()?;
+        let before = recorder.head().0;
+        let mut handles = Vec::new();
+        for _ in 0..3 {
+            let volume = self.any_volume();
+            let writes: Vec<_> = (0..8)
+                .map(|_| {
+                    let (offset, len) = self.range(volume);
+                    let mut bytes = vec![0; len];
+                    self.chance.fill(&mut bytes);
+                    (offset, bytes)
+                })
+                .collect();
+            let handle = self.volume(volume)?;
+            handles.push(thread::spawn(move || {
+                let numbered = writes.into_iter().map(|(offset, bytes)| {
+                    let mut buf = handle.buffer(bytes.len()).unwrap();
+                    buf.as_mut().copy_from_slice(&bytes);
+                    let seq = handle.write(offset as u64, buf).unwrap();
+                    (
+                        seq.0,
+                        Told::Data {
+                            volume,
+                            offset,
+                            bytes,
+                        },
+                    )
+                });
+                numbered.collect::<Vec<_>>()
+            }));
+        }
+        let mut all: Vec<(u64, Told)> = Vec::new();
+        for handle in handles {
+            let Ok(numbered) = handle.join() else {
+                return wrong("one of a crowd was refused without reason");
+            };
+            all.extend(numbered);
+        }
+        all.sort_unstable_by_key(|(seq, _)| *seq);
+        if (before + 1..)
+            .zip(&all)
+            .any(|(expected, (seq, _))| expected != *seq)
+        {
+            return wrong("the numbers of a crowd's writes have holes");
+        }
+        let mut told = Vec::new();
+        for (_, one) in all {
+            if let Told::Data {
+                volume,
+                offset,
+                bytes,
+            } = &one
+            {
+                self.live[*volume][*offset..offset + bytes.len()].copy_from_slice(bytes);
+                self.untouchable
+                    .mark(*volume, *offset..offset + bytes.len());
+            }
+            told.push(one);
+        }
+        self.enter(before, told, true)
+    }
+
+    pub(crate) fn make_point(&mut self) -> Step {
+        let label = match self.chance.below(3) {
+            0 => Some(format!("label {}", self.chance.below(1000))),
+            1 => Some("é".repeat(self.chance.below(512) as usize)),
+            _ => None,
+        };
+        let grade = if self.chance.once_in(4) {
+            Grade::Quiesced
+        } else {
+            Grade::Crash
+        };
+        self.tell(format!("point {}", self.history.next_point));
+        let recorder = self.recorder()?;
+        let before = recorder.head().0;
+        let made = recorder.point(grade, label.as_deref());
+        let label = label.filter(|label| !label.is_empty());
+        self.enter_point(before, grade, label, made.map(Some))
+            .map(|_| ())
+    }
+
+    fn point_if_written(&mut self) -> Step {
+        self.tell("point if written");
+        let recorder = self.recorder()?;
+        let before = recorder.head().0;
+        let made = recorder.point_if_written();
+        let is_made = self.enter_point(before, Grade::Crash, None, made)?;
+        let again = recorder.point_if_written();
+        if is_made && matches!(again, Ok(Some(_))) {
+            return wrong("a point was made although nothing was written");
+        }
+        again
+            .map(|_| ())
+            .map_err(|error| self.failed("a point", &error))
+    }
+
+    /// Enters a point that may have been made; tells whether it was.
+    fn enter_point(
+        &mut self,
+        before: u64,
+        grade: Grade,
+        label: Option<String>,
+        made: cdp_core::error::Result<Option<cdp_core::Point>>,
+    ) -> Step<bool> {
+        let told = Told::Point {
+            id: self.history.next_point,
+            grade,
+            label,
+            xml: (!self.history.xml.is_empty()).then_some(self.history.xml.len() as u32),
+            made: None,
+            disks: self.snapshot(),
+        };
+        let wanted = !matches!(made, Ok(None));
+        self.enter(
+            before,
+            if wanted { vec![told] } else { Vec::new() },
+            made.is_ok(),
+        )?;
+        match made {
+            Ok(Some(point)) => {
+                self.history.made(&point);
+                self.promise_all();
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(error) => Err(self.failed("a point", &error)),
+        }
+    }
+
+    pub(crate) fn sync(&mut self) -> Step {
+        self.tell("sync");
+        let seq = self
+            .recorder()?
+            .sync()
+            .map_err(|error| self.failed("a sync", &error))?;
+        self.history.promise(seq.0);
+        Ok(())
+    }
+
+    fn keep_xml(&mut self) -> Step {
+        let text = format!("<domain>{}</domain>", self.chance.below(4));
+        self.tell(format!("xml {text}"));
+        let is_new = self
+            .history
+            .xml
+            .last()
+            .is_none_or(|(newest, _)| *newest != text);
+        let kept = self.harbor()?.record_xml(&text);
+        match kept {
+            Ok(version) => {
+                if is_new {
+                    self.history.xml.push((text, true));
+                }
+                if version.0 as usize != self.history.xml.len() {
+                    return wrong(format!(
+                        "XML {} is kept as {version}",
+                        self.history.xml.len()
+                    ));
+                }
+                Ok(())
+            }
+            Err(error) => Err(self.failed("keeping an XML", &error)),
+        }
+    }
+
+    fn describe(&mut self) -> Step {
+        let mut description = self.description();
+        description.name = format!("name {}", self.chance.below(100));
+        self.tell("description");
+        let done = self.harbor()?.set_description(description);
+        done.map_err(|error| self.failed("a description", &error))
+    }
+
+    /// A gap: writes are missed, or it only looks so; then everything is made up for.
+    fn gap(&mut self) -> Step {
+        self.open_gap()?;
+        for _ in 0..self.chance.below(4) {
+            match self.chance.below(4) {
+                0 => self.make_point()?,
+                1 => {
+                    // The guest writes, and nobody sees it.
+                    let volume = self.any_volume();
+                    let (offset, len) = self.range(volume);
+                    self.tell(format!("unseen: volume {volume}, {len} at {offset}"));
+                    self.chance
+                        .split()
+                        .fill(&mut self.live[volume][offset..offset + len]);
+                    self.is_missing_writes = true;
+                }
+                _ => self.guest_writes()?,
+            }
+        }
+        self.heal()
+    }
+
+    pub(crate) fn open_gap(&mut self) -> Step {
+        let reasons = [
+            GapReason::TapLost,
+            GapReason::Crash,
+            GapReason::Overload,
+            GapReason::Suspended,
+        ];
+        let reason = *self.chance.pick(&reasons).unwrap();
+        let recorder = self.recorder()?;
+        let before = recorder.head().0;
+        let is_open = self.history.open_gap().is_some();
+        let back = self.chance.below(6);
+        let (sound, opened) = if self.chance.once_in(2) {
+            (before, recorder.open_gap(reason, self.clock.now()))
+        } else {
+            let sound = before.saturating_sub(back);
+            (
+                sound,
+                recorder.open_gap_since(reason, self.clock.now(), Seq(sound)),
+            )
+        };
+        self.tell(format!("gap {reason:?} since {sound}"));
+        let told = Told::GapOpen { sound, reason };
+        self.enter(
+            before,
+            if is_open { Vec::new() } else { vec![told] },
+            opened.is_ok(),
+        )?;
+        opened.map_err(|error| self.failed("opening a gap", &error))?;
+        self.promise_all();
+        Ok(())
+    }
+
+    /// Reads the live disks while the guest writes on, and closes the gap.
+    pub(crate) fn heal(&mut self) -> Step {
+        for volume in 0..self.history.sizes.len() {
+            self.resync(volume)?;
+        }
+        self.sync()?;
+        let recorder = self.recorder()?;
+        let before = recorder.head().0;
+        let is_open = self.history.open_gap().is_some();
+        self.tell("gap closed");
+        let closed = recorder.close_gap();
+        self.enter(
+            before,
+            if is_open {
+                vec![Told::GapClose]
+            } else {
+                Vec::new()
+            },
+            closed.is_ok(),
+        )?;
+        closed.map_err(|error| self.failed("closing a gap", &error))?;
+        self.promise_all();
+        self.is_missing_writes = false;
+        Ok(())
+    }
+
+    fn resync(&mut self, volume: usize) -> Step {
+        self.tell(format!("resync of volume {volume}"));
+        let kept = self.harbor()?.latest_image(VolumeId(volume as u16));
+        let kept = kept.map_err(|error| self.failed("the latest image", &error))?;
+        let handle = self.volume(volume)?;
+        handle.begin_resync();
+        let size = self.history.sizes[volume];
+        self.untouchable.begin(volume, size);
+        let mut at = 0;
+        while at < size {
+            let len = (1 + self.chance.below(64) as usize) * 512;
+            let range = at..size.min(at + len);
+            at = range.end;
+            let read = self.live[volume][range.clone()].to_vec();
+            if self.chance.once_in(3) {
+                self.guest_writes()?;
+            }
+            let mut held = vec![0; read.len()];
+            kept.read_at(&mut held, range.start as u64)
+                .map_err(|error| self.failed("the latest image", &error))?;
+            if held != read {
+                self.take_read(volume, range.start, &read)?;
+            }
+        }
+        handle.end_resync();
+        self.untouchable.end(volume);
+        Ok(())
+    }
+
+    fn take_read(&mut self, volume: usize, offset: usize, read: &[u8]) -> Step {
+        let (recorder, handle) = (self.recorder()?, self.volume(volume)?);
+        let before = recorder.head().0;
+        let parts = self.untouchable.free(volume, offset..offset + read.len());
+        let told = parts.into_iter().map(|part| Told::Data {
+            volume,
+            offset: part.start,
+            bytes: read[part.start - offset..part.end - offset].to_vec(),
+        });
+        let told = told.collect();
+        let taken = if read.iter().all(|byte| *byte == 0) {
+            handle.resync_zero(offset as u64, read.len() as u64)
+        } else {
+            handle.resync_data(offset as u64, read)
+        };
+        self.enter(before, told, taken.is_ok())?;
+        taken
+            .map(|_| ())
+            .map_err(|error| self.failed("a resync", &error))
+    }
+
+    fn seed_one(&mut self) -> Step {
+        if self.is_missing_writes {
+            return Ok(());
+        }
+        let volume = self.any_volume();
+        self.seed(volume)
+    }
+
+    /// Writes a base point from the live disk while the guest writes on.
+    pub(crate) fn seed(&mut self, volume: usize) -> Step {
+        self.tell(format!("seed of volume {volume}"));
+        let mut seed = self
+            .harbor()?
+            .seed(VolumeId(volume as u16))
+            .map_err(|error| self.failed("a seed", &error))?;
+        let size = self.history.sizes[volume];
+        let mut at = 0;
+        while at < size {
+            let len = (1 + self.chance.below(128) as usize) * 512;
+            let range = at..size.min(at + len);
+            at = range.end;
+            let read = self.live[volume][range.clone()].to_vec();
+            if self.chance.once_in(3) {
+                self.guest_writes()?;
+            }
+            seed.data(range.start as u64, &read)
+                .map_err(|error| self.failed("a seed", &error))?;
+        }
+        self.sync()?;
+        let base = Base {
+            volume,
+            seq: self.history.head(),
+            content: self.live[volume].clone(),
+            is_promised: false,
+        };
+        if self.chance.once_in(3) {
+            self.guest_writes()?;
+        }
+        let seq = Seq(base.seq);
+        let is_known = |known: &Base| known.volume == volume && known.seq == base.seq;
+        if !self.history.bases.iter().any(is_known) {
+            self.history.bases.push(base);
+        }
+        let finished = seed
+            .finish(seq)
+            .map_err(|error| self.failed("a seed", &error));
+        if finished.is_ok()
+            && let Some(base) = self
+                .history
+                .bases
+                .iter_mut()
+                .find(|b| b.volume == volume && b.seq == seq.0)
+        {
+            base.is_promised = true;
+        }
+        finished.map(|_| ())
+    }
+
+    fn open_view(&mut self) -> Step {
+        let harbor = self.harbor()?;
+        let points = self.history.points();
+        let count = points.len() as u64;
+        let Some(expected) = points.get(self.chance.below(count) as usize) else {
+            return Ok(());
+        };
+        let Told::Point { id, .. } = expected.told else {
+            return Err(Stop::Wrong("a point that is none".into()));
+        };
+        let (id, disks) = (*id, expected.disks.clone());
+        let view = harbor.view(cdp_core::PointId(id));
+        let view = view.map_err(|error| self.failed("a view", &error))?;
+        self.tell(format!("view of point {id}"));
+        self.views.push((view, disks));
+        if self.views.len() > 3 {
+            self.views.remove(0);
+        }
+        Ok(())
+    }
+}
