@@ -47,7 +47,14 @@ pub(crate) fn find(
             .list(dir)
             .map_err(|e| HarborError::storage("list", dir, e))
     };
+    let sync = |dir: &Path| {
+        storage
+            .sync_dir(dir)
+            .map_err(|e| HarborError::storage("sync", dir, e))
+    };
     let mut found = Vec::new();
+    // What has its name may have it in memory only: what is found is to stay.
+    sync(base_dir)?;
     for dir_name in list(base_dir)? {
         let Some(volume) = dir_name
             .strip_prefix("vol-")
@@ -57,6 +64,7 @@ pub(crate) fn find(
         };
         let volume = VolumeId(volume);
         let dir = base_dir.join(&dir_name);
+        sync(&dir)?;
         for name in list(&dir)? {
             let path = dir.join(&name);
             if name.ends_with(".part") {

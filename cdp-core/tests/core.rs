@@ -25,6 +25,8 @@ mod golden;
 mod harbors;
 #[path = "core/history.rs"]
 mod history;
+#[path = "core/power.rs"]
+mod power;
 #[path = "core/resync.rs"]
 mod resync;
 #[path = "core/seed.rs"]

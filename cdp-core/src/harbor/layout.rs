@@ -41,6 +41,8 @@ pub(crate) fn create(storage: &dyn Storage, dir: &Path, desc: &MachineDescriptio
     for folder in FOLDERS {
         make_dir(storage, &dir.join(folder))?;
     }
+    // The description makes it a harbor: no folder may be missing then.
+    storage.sync_dir(dir).map_err(failed("sync"))?;
     write_description(storage, dir, desc)?;
     match dir.parent() {
         Some(parent) if parent != Path::new("") => storage.sync_dir(parent).map_err(failed("sync")),

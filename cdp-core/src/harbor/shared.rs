@@ -61,7 +61,12 @@ impl Shared {
             })?;
         let description = read_description(storage, dir)?;
         for folder in ["", "journal", "xml"] {
-            remove_parts(storage, &dir.join(folder), report)?;
+            let folder = dir.join(folder);
+            remove_parts(storage, &folder, report)?;
+            // What has its name may have it in memory only.
+            storage
+                .sync_dir(&folder)
+                .map_err(|e| HarborError::storage("sync", &folder, e))?;
         }
         let bases = base::find(storage, &dir.join("base"), &mut report.removed)?;
         let catalog = recover(storage, dir, &description.machine_id, &bases, report)?;

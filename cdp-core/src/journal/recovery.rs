@@ -6,15 +6,16 @@
 //! it is.
 //!
 //! Invariant: doing it again finds the same and changes nothing. That also holds after a crash in
-//! the middle: the cut comes first, and the footer last.
+//! the middle: the cut comes first, and the footer last. What was found is on stable storage, also
+//! where the sync that was to put it there had failed: it is written again and synced.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::catalog::{Catalog, JournalEnd, segment_number, segment_path};
 use super::scan::{PayloadCheck, ScanLimits, scan};
-use super::seal::{Sealing, hash_up_to};
+use super::seal::{Sealing, rewrite_up_to};
 use super::segment::{Segment, read_index};
 use crate::clock::Timestamp;
 use crate::error::{HarborError, Result};
@@ -55,6 +56,10 @@ pub(crate) fn recover(
         chain: None,
         report,
     };
+    // A name may have been given without getting to the disk.
+    storage
+        .sync_dir(dir)
+        .map_err(|e| HarborError::storage("sync", dir, e))?;
     for number in &numbers {
         let is_last = Some(number) == numbers.last();
         recovery.segment(&segment_path(dir, *number), *number, is_last)?;
@@ -89,7 +94,12 @@ impl Recovery<'_> {
         self.check_header(&ends);
         let expected = self.catalog.end.last_seq.next();
         let recovered = match (&ends.header, &ends.footer) {
-            (_, Ok(footer)) => self.sealed(&ends, *footer),
+            (_, Ok(footer)) => {
+                if is_last {
+                    self.confirm_footer(&ends, footer)?;
+                }
+                self.sealed(&ends, *footer)
+            }
             (Ok(header), Err(_)) if is_last => self.unsealed(&ends, header),
             (_, Err(broken)) => {
                 self.damage(path, format!("it is not sealed: {broken}"));
@@ -156,6 +166,21 @@ impl Recovery<'_> {
         self.damage(path, what);
     }
 
+    /// Has the footer of the last segment on stable storage: its sync may have failed, and then it can
+    /// be read and is not there. All before it was synced before it was written.
+    fn confirm_footer(&self, ends: &Ends<'_>, footer: &Footer) -> Result<()> {
+        let file = self
+            .storage
+            .open(ends.path, OpenMode::Write)
+            .map_err(ends.failed("open"))?;
+        file.write_at(
+            &[IoSlice::new(&footer.encode())],
+            ends.len - FOOTER_LEN as u64,
+        )
+        .map_err(ends.failed("write"))?;
+        file.sync().map_err(ends.failed("sync"))
+    }
+
     fn sealed(&mut self, ends: &Ends<'_>, footer: Footer) -> Result<(Segment, Vec<Record>)> {
         self.chain = Some(footer.hash);
         self.catalog.end.hash = footer.hash;
@@ -193,7 +218,7 @@ impl Recovery<'_> {
             file.set_len(found.end).map_err(ends.failed("cut"))?;
             file.sync().map_err(ends.failed("sync"))?;
         }
-        let hasher = hash_up_to(&*file, found.end).map_err(ends.failed("read"))?;
+        let hasher = rewrite_up_to(&*file, found.end).map_err(ends.failed("write"))?;
         let mut points = found
             .records
             .iter()

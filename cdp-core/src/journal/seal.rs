@@ -1,4 +1,7 @@
 //! Seals a segment: index, footer, hash. From then on it never changes.
+//!
+//! Invariant: a footer that can be read has everything before it on stable storage.
+//! A crash leaves the frames as they are, and an index or nothing behind them.
 
 use std::io::{self, IoSlice};
 
@@ -51,12 +54,12 @@ impl Sealing {
             .update(&footer.encode_head());
         footer.hash = *hasher.finalize().as_bytes();
         let foot = footer.encode();
-        let parts = [
-            IoSlice::new(&index),
-            IoSlice::new(&padding),
-            IoSlice::new(&foot),
-        ];
+        let parts = [IoSlice::new(&index), IoSlice::new(&padding)];
         file.write_at(&parts, self.end)?;
+        // A footer says that all before it is whole: it must not get to the disk first.
+        file.sync()?;
+        let place = self.end + (index.len() + padding.len()) as u64;
+        file.write_at(&[IoSlice::new(&foot)], place)?;
         file.sync()?;
         Ok(footer)
     }
@@ -82,8 +85,11 @@ fn index(records: &mut [Record]) -> (Vec<u8>, u64) {
     )
 }
 
-/// Hashes a file's bytes up to `end`.
-pub(crate) fn hash_up_to(file: &dyn StorageFile, end: u64) -> io::Result<blake3::Hasher> {
+/// Writes a file's bytes up to `end` once more, and hashes them.
+///
+/// That they can be read does not mean that they are on the disk: a sync that failed leaves them in
+/// memory, and a later one passes over them. Written again, they are part of the next sync.
+pub(crate) fn rewrite_up_to(file: &dyn StorageFile, end: u64) -> io::Result<blake3::Hasher> {
     let mut hasher = blake3::Hasher::new();
     let mut piece = vec![0; COPY_PIECE];
     let mut position = 0;
@@ -91,6 +97,7 @@ pub(crate) fn hash_up_to(file: &dyn StorageFile, end: u64) -> io::Result<blake3:
         let len = (end - position).min(COPY_PIECE as u64);
         let bytes = piece.get_mut(..len as usize).unwrap_or_default();
         file.read_at(bytes, position)?;
+        file.write_at(&[IoSlice::new(bytes)], position)?;
         hasher.update(bytes);
         position += len;
     }

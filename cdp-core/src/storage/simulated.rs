@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::{OpenMode, Storage, StorageFile};
+use super::{OpenMode, Space, Storage, StorageFile};
 
 mod content;
 mod disk;
@@ -34,7 +34,7 @@ pub use trouble::{Operation, Trouble};
 pub enum Left {
     /// By chance, as after a power cut.
     ByChance,
-    /// Everything, as after the end of the process alone.
+    /// Everything, as after the end of the process alone; what is unsynced stays so.
     Everything,
     /// Nothing.
     Nothing,
@@ -152,7 +152,7 @@ impl SimulatedStorage {
 impl Storage for SimulatedStorage {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
         let operation = match mode {
-            OpenMode::New => Operation::Name,
+            OpenMode::New | OpenMode::NewDirect => Operation::Name,
             OpenMode::Read | OpenMode::Write => Operation::Read,
         };
         let mut disk = self.meet(operation)?;
@@ -183,6 +183,10 @@ impl Storage for SimulatedStorage {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.meet(Operation::Sync)?.sync_dir(dir)
+    }
+
+    fn space(&self, _path: &Path) -> io::Result<Space> {
+        Ok(self.meet(Operation::Read)?.space())
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
@@ -252,6 +256,10 @@ impl StorageFile for SimulatedFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.meet(Operation::Write)?.set_len(self.number, len)
+    }
+
+    fn preallocate(&self, len: u64) -> io::Result<()> {
+        self.meet(Operation::Write)?.preallocate(self.number, len)
     }
 
     fn sync(&self) -> io::Result<()> {

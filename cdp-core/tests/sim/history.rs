@@ -125,12 +125,25 @@ impl History {
             .map(|gap| gap.0)
     }
 
+    /// Tells whether a gap of that reason is a new one now: a resync follows on its cause, and any
+    /// other cause on a resync.
+    pub(crate) fn is_new_gap(&self, next: GapReason) -> bool {
+        let is_resync = |reason| reason == GapReason::Resync;
+        self.open_gap()
+            .is_none_or(|open| is_resync(open) != is_resync(next))
+    }
+
     /// Returns all gaps: the reason, and whether each is closed.
     pub(crate) fn gaps(&self) -> Vec<(GapReason, bool)> {
         let mut gaps: Vec<(GapReason, bool)> = Vec::new();
         for told in &self.told {
             match told {
-                Told::GapOpen { reason, .. } => gaps.push((*reason, false)),
+                Told::GapOpen { reason, .. } => {
+                    if let Some(gap) = gaps.last_mut() {
+                        gap.1 = true;
+                    }
+                    gaps.push((*reason, false));
+                }
                 Told::GapClose => {
                     if let Some(gap) = gaps.last_mut() {
                         gap.1 = true;

@@ -19,6 +19,7 @@
 mod check;
 mod history;
 mod life;
+mod reading;
 mod spoil;
 mod steps;
 mod world;

@@ -119,12 +119,6 @@ impl Content {
         }
     }
 
-    /// Keeps what is written as it is, and calls it durable.
-    pub(super) fn keep_everything(&mut self) {
-        // What a sync has lost is lost: only dirty sectors are kept.
-        self.sync();
-    }
-
     /// Drops everything that is not durable.
     pub(super) fn keep_nothing(&mut self) {
         self.dirty.clear();

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use super::content::Content;
 use super::trouble::{Armed, Operation, Trouble};
-use super::{Left, OpenMode};
+use super::{Left, OpenMode, Space};
 use crate::bounds::SECTOR;
 use crate::chance::Chance;
 
 const ENOSPC: i32 = 28;
+/// Bytes of a storage that is not told to be full.
+const CAPACITY: u64 = 1 << 40;
 
 /// What a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,6 +173,9 @@ impl Disk {
         self.is_cut = false;
         self.locks.clear();
         self.forget_troubles();
+        if left == Left::Everything {
+            return;
+        }
         self.settle_names(left);
         let named: HashSet<u64> = self.names.values().filter_map(file_number).collect();
         let stale = self.stale_bytes(&named);
@@ -182,9 +187,8 @@ impl Disk {
                 continue;
             };
             match left {
-                Left::Everything => file.keep_everything(),
                 Left::Nothing => file.keep_nothing(),
-                Left::ByChance => {
+                _ => {
                     let stale = stale.as_deref().filter(|_| self.chance.once_in(3));
                     file.keep_by_chance(&mut self.chance, stale);
                 }
@@ -212,10 +216,9 @@ impl Disk {
         let kept = self.chance.below(unsynced.len() as u64 + 1);
         for (number, change) in unsynced.into_iter().enumerate() {
             let stays = match left {
-                Left::Everything => true,
                 Left::Nothing => false,
-                Left::ByChance if in_order => (number as u64) < kept,
-                Left::ByChance => self.chance.once_in(2),
+                _ if in_order => (number as u64) < kept,
+                _ => self.chance.once_in(2),
             };
             if stays {
                 apply(&mut self.durable_names, change);
@@ -250,10 +253,12 @@ impl Disk {
     pub(super) fn open(&mut self, path: &Path, mode: OpenMode) -> io::Result<u64> {
         self.check_parent(path)?;
         match (self.names.get(path), mode) {
-            (Some(_), OpenMode::New) => Err(io::ErrorKind::AlreadyExists.into()),
+            (Some(_), OpenMode::New | OpenMode::NewDirect) => {
+                Err(io::ErrorKind::AlreadyExists.into())
+            }
             (Some(Entry::File(number)), _) => Ok(*number),
             (Some(Entry::Directory), _) => Err(io::ErrorKind::IsADirectory.into()),
-            (None, OpenMode::New) => Ok(self.make(path)),
+            (None, OpenMode::New | OpenMode::NewDirect) => Ok(self.make(path)),
             (None, _) => Err(io::ErrorKind::NotFound.into()),
         }
     }
@@ -391,6 +396,11 @@ impl Disk {
         self.end_of_write()
     }
 
+    pub(super) fn preallocate(&mut self, number: u64, len: u64) -> io::Result<()> {
+        let before = self.numbered(number)?.current().len() as u64;
+        self.set_len(number, len.max(before))
+    }
+
     pub(super) fn sync(&mut self, number: u64) -> io::Result<()> {
         if self.lies {
             return Ok(());
@@ -404,6 +414,14 @@ impl Disk {
         }
         self.numbered(number)?.sync();
         Ok(())
+    }
+
+    pub(super) fn space(&self) -> Space {
+        let total = self.capacity.unwrap_or(CAPACITY);
+        Space {
+            free: total.saturating_sub(self.used()),
+            total,
+        }
     }
 
     fn used(&self) -> u64 {
