@@ -118,13 +118,8 @@ impl World {
 
     pub(crate) fn description(&self) -> MachineDescription {
         let volumes = self.history.sizes.iter().enumerate();
-        let volumes = volumes.map(|(number, size)| VolumeDescription {
-            id: VolumeId(number as u16),
-            target: format!("vd{number}"),
-            size: *size as u64,
-            node: None,
-            original_format: None,
-            original_path: None,
+        let volumes = volumes.map(|(number, size)| {
+            VolumeDescription::new(VolumeId(number as u16), format!("vd{number}"), *size as u64)
         });
         MachineDescription {
             format_version: FORMAT_VERSION,
