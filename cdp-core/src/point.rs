@@ -53,6 +53,29 @@ pub enum Grade {
     Quiesced,
 }
 
+/// Which grade a point is to get, decided when it takes its place in the sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GradeRule {
+    /// This one.
+    Given(Grade),
+    /// Quiesced if no guest write was taken since this many had been, else crash.
+    QuiescedIfStill {
+        /// Guest writes taken when the file systems were frozen.
+        writes: u64,
+    },
+}
+
+impl GradeRule {
+    /// Returns the grade of a point before which `writes` guest writes were taken.
+    pub(crate) fn grade(self, writes: u64) -> Grade {
+        match self {
+            Self::Given(grade) => grade,
+            Self::QuiescedIfStill { writes: then } if then == writes => Grade::Quiesced,
+            Self::QuiescedIfStill { .. } => Grade::Crash,
+        }
+    }
+}
+
 /// A moment of the whole machine that can be viewed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Point {

@@ -21,7 +21,7 @@ use crate::journal::sequencer::{Sequencer, Start};
 use crate::journal::touched::Touched;
 use crate::journal::writer::Writer;
 use crate::machine::VolumeId;
-use crate::point::{GapReason, Grade, Point, Seq};
+use crate::point::{GapReason, Grade, GradeRule, Point, Seq};
 
 /// What the handles of a recording share.
 #[derive(Debug)]
@@ -135,7 +135,12 @@ impl Recorder {
         Ok(Recorder { recording })
     }
 
-    fn make_point(&self, grade: Grade, label: Option<&str>, always: bool) -> Result<Option<Point>> {
+    fn make_point(
+        &self,
+        grade: GradeRule,
+        label: Option<&str>,
+        always: bool,
+    ) -> Result<Option<Point>> {
         if let Some(len) = label.map(str::len).filter(|len| *len > LABEL_MAX) {
             let (len, max) = (len as u64, LABEL_MAX as u64);
             return Err(HarborError::TooLong {
@@ -178,7 +183,17 @@ impl Recorder {
     /// # Errors
     /// The label is too long; the recording is closed or has failed.
     pub fn point(&self, grade: Grade, label: Option<&str>) -> Result<Point> {
-        let point = self.make_point(grade, label, true)?;
+        let point = self.make_point(GradeRule::Given(grade), label, true)?;
+        point.ok_or(HarborError::RecordingClosed)
+    }
+
+    /// Makes a point like [`point`](Self::point) while the guest's file systems are frozen: of grade quiesced if no
+    /// guest write was taken since `writes` had been ([`RecorderStats::writes`], asked after the freeze), else crash.
+    ///
+    /// # Errors
+    /// As [`point`](Self::point).
+    pub fn point_if_still(&self, writes: u64, label: Option<&str>) -> Result<Point> {
+        let point = self.make_point(GradeRule::QuiescedIfStill { writes }, label, true)?;
         point.ok_or(HarborError::RecordingClosed)
     }
 
@@ -188,7 +203,7 @@ impl Recorder {
     /// # Errors
     /// The recording is closed or has failed.
     pub fn point_if_written(&self) -> Result<Option<Point>> {
-        self.make_point(Grade::Crash, None, false)
+        self.make_point(GradeRule::Given(Grade::Crash), None, false)
     }
 
     /// Records that writes may be missing since `start`; durable on return. Does nothing while a

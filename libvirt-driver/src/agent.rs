@@ -20,6 +20,36 @@ impl Domain {
             .map(drop)
     }
 
+    /// Has the guest agent freeze all file systems of the guest; returns how many it froze.
+    ///
+    /// # Errors
+    /// Those of [`Domain::agent_command`]. After a time-out they may be frozen later: thaw whatever the outcome.
+    pub fn agent_freeze(&self, timeout: Duration) -> Result<u64> {
+        self.count("guest-fsfreeze-freeze", timeout)
+    }
+
+    /// Has the guest agent thaw all file systems of the guest; returns how many were frozen still.
+    ///
+    /// The agent takes commands in their order: an answer tells that no earlier freeze is still to come.
+    ///
+    /// # Errors
+    /// Those of [`Domain::agent_command`].
+    pub fn agent_thaw(&self, timeout: Duration) -> Result<u64> {
+        self.count("guest-fsfreeze-thaw", timeout)
+    }
+
+    fn count(&self, execute: &str, timeout: Duration) -> Result<u64> {
+        let answer = self.agent_command(&serde_json::json!({ "execute": execute }), timeout)?;
+        answer.as_u64().ok_or_else(|| {
+            let what = format!("{execute} in domain {}", self.name());
+            LibvirtError::new(
+                ErrorKind::Refused,
+                what,
+                format!("the answer is no number: {answer}"),
+            )
+        })
+    }
+
     /// Sends `command` (`{"execute": ..., "arguments": ...}`) to the guest agent; returns the `return` member.
     ///
     /// `timeout` is rounded up to whole seconds, at least one. When it is over the command may still be carried out.

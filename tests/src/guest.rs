@@ -25,6 +25,11 @@ pub struct Guest {
 impl Guest {
     /// Defines and starts a small guest with one image per entry of `disks` (format, bytes).
     pub fn start(name: &str, disks: &[(&str, u64)]) -> Self {
+        Self::start_with(name, disks, &[])
+    }
+
+    /// Defines and starts a small guest, with more options of `tests/guest/domain-xml`.
+    pub fn start_with(name: &str, disks: &[(&str, u64)], more: &[&str]) -> Self {
         let dir = PathBuf::from("/var/lib/libvirt/images").join(name);
         fs::create_dir_all(&dir).expect("a directory for the guest's disks");
         let mut options = Vec::new();
@@ -45,6 +50,7 @@ impl Guest {
         let script = repository().join("tests/guest/domain-xml");
         let mut arguments = vec!["small", name];
         arguments.extend(options.iter().map(String::as_str));
+        arguments.extend(more);
         let xml = must(script.to_str().expect("a plain path"), &arguments);
         let file = dir.join("domain.xml");
         fs::write(&file, xml).expect("the domain's XML");

@@ -14,10 +14,10 @@ pub mod v1 {
 }
 
 use v1::{
-    CloseViewRequest, CreatePointRequest, ExportRequest, Job, JobRequest, ListPointsRequest,
-    Machine, MachineList, MachineRequest, OpenViewRequest, Point, PointList, ProtectRequest,
-    StatusReply, TakeoverList, TakeoverNameRequest, TakeoverReply, TakeoverRequest,
-    UnprotectRequest, View, ViewList,
+    CloseViewRequest, CreatePointReply, CreatePointRequest, DomainHint, ExportRequest, Job,
+    JobRequest, ListPointsRequest, Machine, MachineList, MachineRequest, OpenViewRequest,
+    PointList, ProtectRequest, StatusReply, TakeoverList, TakeoverNameRequest, TakeoverReply,
+    TakeoverRequest, UnprotectRequest, View, ViewList,
 };
 
 /// The metadata key (binary, UTF-8) under which a gRPC status carries the cure.
@@ -116,7 +116,7 @@ pub trait Engine: Send + Sync + 'static {
     fn get_machine(&self, request: MachineRequest) -> ApiResult<Machine>;
 
     fn list_points(&self, request: ListPointsRequest) -> ApiResult<PointList>;
-    fn create_point(&self, request: CreatePointRequest) -> ApiResult<Point>;
+    fn create_point(&self, request: CreatePointRequest) -> ApiResult<CreatePointReply>;
 
     fn open_view(&self, request: OpenViewRequest) -> ApiResult<View>;
     fn list_views(&self) -> ApiResult<ViewList>;
@@ -130,6 +130,9 @@ pub trait Engine: Send + Sync + 'static {
     fn list_takeovers(&self) -> ApiResult<TakeoverList>;
     fn discard_takeover(&self, request: TakeoverNameRequest) -> ApiResult<()>;
     fn commit_takeover(&self, request: TakeoverNameRequest) -> ApiResult<Job>;
+
+    /// Hears from libvirt's hook that something happens to a domain; there is nothing it can refuse.
+    fn hint_domain(&self, hint: DomainHint);
 
     /// Puts everything down cleanly; no call comes after it.
     ///

@@ -20,7 +20,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::error::{JournalError, Refused};
 use crate::format::{Kind, NO_VOLUME, Record};
 use crate::machine::VolumeId;
-use crate::point::{Gap, GapReason, Grade, Point, PointId, Seq, XmlVersion};
+use crate::point::{Gap, GapReason, Grade, GradeRule, Point, PointId, Seq, XmlVersion};
 
 mod work;
 
@@ -275,13 +275,14 @@ impl Sequencer {
     /// Takes a recovery point; none if it is wanted only after writes and there were none.
     pub(crate) fn take_point(
         &self,
-        grade: Grade,
+        grade: GradeRule,
         label: Option<&str>,
         xml: Option<XmlVersion>,
         always: bool,
     ) -> Result<Option<Point>, Refused> {
         let mut line = self.lock();
         line.check_running()?;
+        let grade = grade.grade(line.counts.writes);
         if !always && !line.written_since_point {
             return Ok(None);
         }

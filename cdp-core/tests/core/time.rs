@@ -63,3 +63,19 @@ fn no_point_is_made_when_nothing_was_written() {
     machine.write(0, 0, b"x");
     assert!(machine.recorder.point_if_written().unwrap().is_some());
 }
+
+#[test]
+fn a_point_is_quiesced_only_if_nothing_was_written_since_the_freeze() {
+    let machine = machine(&[64 * KIB], Options::default());
+    machine.write(0, 0, b"before the freeze");
+    let frozen = machine.recorder.stats().writes;
+    // Points in between are no writes.
+    machine.recorder.point_if_written().unwrap().unwrap();
+    let still = machine.recorder.point_if_still(frozen, Some("still"));
+    assert_eq!(still.unwrap().grade, Grade::Quiesced);
+    machine.write(0, 0, b"thawed");
+    let late = machine.recorder.point_if_still(frozen, None).unwrap();
+    assert_eq!(late.grade, Grade::Crash);
+    let kept: Vec<Grade> = machine.harbor.points().iter().map(|p| p.grade).collect();
+    assert_eq!(kept, [Grade::Crash, Grade::Quiesced, Grade::Crash]);
+}

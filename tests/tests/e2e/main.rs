@@ -12,6 +12,8 @@ mod exactness;
 
 mod lifecycle;
 
+mod quiesce;
+
 mod restart;
 
 mod takeover;

@@ -1,6 +1,7 @@
 //! `info`: everything about one machine.
 
 use super::{
+    coverage,
     error::CliResult,
     json,
     list::state,
@@ -16,6 +17,8 @@ use crate::{
 const GAPS_SHOWN: usize = 10;
 
 /// Shows a machine: its state, volumes, points, gaps and what is kept of it
+///
+/// The coverage map shows the last 24 hours: where they can be gone back to, and where there are gaps.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The machine
@@ -73,6 +76,10 @@ pub(super) fn describe(machine: &v1::Machine) -> String {
         ),
         ("Harbor", machine.harbor.clone()),
     ]);
+    if !machine.coverage.is_empty() {
+        text.push('\n');
+        text.push_str(&coverage::map(&machine.coverage));
+    }
     let mut volumes = Table::new(["Volume", "Size", "Tap", "Node", "Image"]);
     for volume in &machine.volumes {
         let tap = if volume.attached { "attached" } else { "-" };

@@ -59,6 +59,7 @@ document! {
         harbor: String = m.harbor.clone(),
         gaps: Vec<Gap> = all(&m.gaps),
         last_resync: Option<Resync> = m.last_resync.as_ref().map(Into::into),
+        coverage: Vec<Span> = all(&m.coverage),
         created: Option<String> = time(m.created_ns),
     }
 }
@@ -105,6 +106,17 @@ document! {
 }
 
 document! {
+    /// Part of a coverage: `kind` is `points` or `gap`; a span starts where the one before ends.
+    Span(s: v1::Span) {
+        start: Option<String> = time(s.start_ns),
+        end: Option<String> = time(s.end_ns),
+        kind: String = s.kind.clone(),
+        reason: String = s.reason.clone(),
+        points: u64 = s.points,
+    }
+}
+
+document! {
     /// What a resync read of one volume; `reason` says why it was not read from the bitmap.
     ResyncVolume(v: v1::ResyncVolume) {
         target: String = v.target.clone(),
@@ -116,7 +128,7 @@ document! {
 }
 
 document! {
-    /// A recovery point: `point-create`; in `point-list` as `points`.
+    /// A recovery point; in `point-list` as `points`.
     Point(p: v1::Point) {
         id: u64 = p.id,
         time: Option<String> = time(p.time_ns),
@@ -210,7 +222,35 @@ document! {
 
 document! {
     /// `point-list`; `truncated` tells that there are older ones than `--limit` allowed.
-    Points(l: v1::PointList) { points: Vec<Point> = all(&l.points), truncated: bool = l.truncated, }
+    ///
+    /// `gaps` are those that reach into the listed span, whole; `coverage` divides the span itself.
+    Points(l: v1::PointList) {
+        points: Vec<Point> = all(&l.points),
+        truncated: bool = l.truncated,
+        gaps: Vec<Gap> = all(&l.gaps),
+        coverage: Vec<Span> = all(&l.coverage),
+    }
+}
+
+/// What `point-create` made: the point's own fields, and how it came about.
+#[derive(Debug, Serialize)]
+pub(super) struct NewPoint {
+    #[serde(flatten)]
+    point: Point,
+    /// Why it is not quiesced though it was to be, or what else there is to say; may be empty.
+    note: String,
+    /// For how long the guest's file systems were frozen.
+    frozen_ms: u64,
+}
+
+impl From<&v1::CreatePointReply> for NewPoint {
+    fn from(reply: &v1::CreatePointReply) -> Self {
+        Self {
+            point: Point::from(&reply.point.clone().unwrap_or_default()),
+            note: reply.note.clone(),
+            frozen_ms: reply.frozen_ms,
+        }
+    }
 }
 
 document! {

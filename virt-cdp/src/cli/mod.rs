@@ -30,6 +30,7 @@ mod view_close;
 mod view_list;
 mod view_open;
 
+mod coverage;
 mod job;
 mod json;
 mod progress;

@@ -1,7 +1,7 @@
 //! `point-list`: the recovery points of a machine.
 
 use super::{
-    at,
+    at, coverage,
     error::CliResult,
     json,
     session::Session,
@@ -9,7 +9,10 @@ use super::{
 };
 use crate::api::v1;
 
-/// Lists a machine's recovery points, oldest first
+/// Lists a machine's recovery points, oldest first, and what of their time is covered
+///
+/// The map below the list shows the time from the first point listed (or --from) to now (or --to): where it can be
+/// gone back to, and where there are gaps.
 ///
 /// --from and --to take what --at takes: `latest`, a point id, an age (30s, 5m, 2h, 1d), a local time
 /// (YYYY-MM-DD HH:MM:SS[.mmm]) or RFC 3339. Both ends are included.
@@ -58,6 +61,10 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
         } else {
             ""
         };
-        table.render() + more
+        format!(
+            "{}{more}\n{}",
+            table.render(),
+            coverage::map(&list.coverage)
+        )
     })
 }

@@ -33,6 +33,10 @@ const BITMAP_INTERVAL: Bounds<Duration> = Bounds {
     least: Duration::from_secs(1),
     most: Duration::from_secs(3600),
 };
+const FREEZE_LIMIT: Bounds<Duration> = Bounds {
+    least: Duration::from_secs(1),
+    most: Duration::from_secs(60),
+};
 const IO_BUFFER: Bounds<u64> = Bounds {
     least: 48 * MIB,
     most: 256 * MIB,
@@ -93,6 +97,9 @@ pub struct Capture {
     /// Time between two rounds of dirty bitmap upkeep.
     #[serde(serialize_with = "put_duration", deserialize_with = "bitmap_interval")]
     pub bitmap_interval: Duration,
+    /// The longest time from the freezing of a guest's file systems to the sending of the thaw.
+    #[serde(serialize_with = "put_duration", deserialize_with = "freeze_limit")]
+    pub freeze_limit: Duration,
     /// When a guest's write is acknowledged.
     pub ack: Ack,
 }
@@ -147,6 +154,7 @@ impl Default for Capture {
             flush_interval: Duration::from_millis(200),
             segment_size: 64 * MIB,
             bitmap_interval: Duration::from_secs(60),
+            freeze_limit: Duration::from_secs(5),
             ack: Ack::Buffered,
         }
     }
@@ -363,6 +371,10 @@ fn flush_interval<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Err
 
 fn bitmap_interval<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     duration(from, &BITMAP_INTERVAL)
+}
+
+fn freeze_limit<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    duration(from, &FREEZE_LIMIT)
 }
 
 fn io_buffer<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {

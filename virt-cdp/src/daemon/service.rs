@@ -128,6 +128,20 @@ macro_rules! calls {
                 .await
             }
 
+            async fn hint_domain(&self, request: Request<v1::DomainHint>) -> Result<Response<v1::Empty>, Status> {
+                let peer = request.extensions().get::<Access>().map(|access| access.peer.uid);
+                if peer != Some(0) {
+                    let what = "only root may tell what happens to domains";
+                    return Err(status_of(&ApiError::new(ApiErrorKind::PermissionDenied, what)));
+                }
+                let hint = request.into_inner();
+                self.blocking("hint_domain", move |engine| {
+                    engine.hint_domain(hint);
+                    Ok(v1::Empty {})
+                })
+                .await
+            }
+
             $(async fn $name(&self, request: Request<$request>) -> Result<Response<$reply>, Status> {
                 let $message = request.into_inner();
                 self.blocking(stringify!($name), move |$engine| $work).await
@@ -144,7 +158,7 @@ calls! {
     list_machines(v1::Empty) -> v1::MachineList = |engine, _| engine.list_machines();
     get_machine(v1::MachineRequest) -> v1::Machine = |engine, message| engine.get_machine(message);
     list_points(v1::ListPointsRequest) -> v1::PointList = |engine, message| engine.list_points(message);
-    create_point(v1::CreatePointRequest) -> v1::Point = |engine, message| engine.create_point(message);
+    create_point(v1::CreatePointRequest) -> v1::CreatePointReply = |engine, message| engine.create_point(message);
     open_view(v1::OpenViewRequest) -> v1::View = |engine, message| engine.open_view(message);
     list_views(v1::Empty) -> v1::ViewList = |engine, _| engine.list_views();
     close_view(v1::CloseViewRequest) -> v1::Empty = |engine, message| engine.close_view(message).map(empty);

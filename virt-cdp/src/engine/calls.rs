@@ -1,6 +1,6 @@
 //! The calls of the API, each handed to the part of the engine that does it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use cdp_core::{MachineSource, Mode, machine::FORMAT_VERSION};
 use libvirt_driver::apparmor;
@@ -9,8 +9,9 @@ use super::{
     Engine,
     errors::from_harbor,
     export, guard,
-    machine::{self, Machine, State},
+    machine::{Command, Machine, PointWish, State},
     messages, moments,
+    quiesce::Made,
     views::Holder,
 };
 use crate::{
@@ -51,6 +52,7 @@ impl api::Engine for EngineHandle {
                 ));
             }
         }
+        problems.extend(engine.markers.problems());
         if apparmor::apparmor_active() && !apparmor::apparmor_rules_installed() {
             problems.push(APPARMOR_PROBLEM.into());
         }
@@ -101,7 +103,8 @@ impl api::Engine for EngineHandle {
     }
 
     fn list_points(&self, request: v1::ListPointsRequest) -> ApiResult<v1::PointList> {
-        let harbor = self.0.machine(&request.name)?.harbor();
+        let machine = self.0.machine(&request.name)?;
+        let harbor = machine.harbor();
         let from = moments::bound(&harbor, request.from.as_ref())?;
         let to = moments::bound(&harbor, request.to.as_ref())?;
         let limit = if request.limit == 0 {
@@ -114,13 +117,16 @@ impl api::Engine for EngineHandle {
         if truncated {
             points.remove(0);
         }
+        let (gaps, coverage) = moments::covered(&machine, &points, (from, to), truncated);
         Ok(v1::PointList {
             points: points.iter().map(messages::point).collect(),
             truncated,
+            gaps,
+            coverage,
         })
     }
 
-    fn create_point(&self, request: v1::CreatePointRequest) -> ApiResult<v1::Point> {
+    fn create_point(&self, request: v1::CreatePointRequest) -> ApiResult<v1::CreatePointReply> {
         if let Some(bad) = request.label.chars().find(|c| c.is_control()) {
             return Err(ApiError::new(
                 ApiErrorKind::InvalidArgument,
@@ -130,8 +136,23 @@ impl api::Engine for EngineHandle {
         }
         let label = (!request.label.is_empty()).then_some(request.label);
         let machine = self.0.machine(&request.name)?;
-        let point = machine.ask(|answer| machine::Command::Point(label, answer))?;
-        Ok(messages::point(&point))
+        let made = match request.quiesce {
+            true => self.0.quiesced_point(&machine, label)?,
+            false => {
+                let wish = PointWish { label, still: None };
+                let point = machine.ask(|answer| Command::Point(wish, answer))?;
+                Made {
+                    point,
+                    note: String::new(),
+                    frozen: Duration::ZERO,
+                }
+            }
+        };
+        Ok(v1::CreatePointReply {
+            point: Some(messages::point(&made.point)),
+            note: made.note,
+            frozen_ms: u64::try_from(made.frozen.as_millis()).unwrap_or(u64::MAX),
+        })
     }
 
     fn open_view(&self, request: v1::OpenViewRequest) -> ApiResult<v1::View> {
@@ -228,6 +249,11 @@ impl api::Engine for EngineHandle {
             Some(messages::point(&point)),
             move |job| takeovers.commit(&name, &hypervisor, &views, job),
         )
+    }
+
+    fn hint_domain(&self, hint: v1::DomainHint) {
+        tracing::debug!(domain = hint.name, what = hint.what, "libvirt's hook");
+        self.0.expect(&hint.name);
     }
 
     fn shutdown(&self) {

@@ -91,6 +91,11 @@ impl QemuSide {
         attach::mirrors_stand(&*self.monitor, &self.names).map_err(|e| from_monitor(&e))
     }
 
+    /// Waits until every write that QEMU has under way has reached its tap.
+    pub(crate) fn drain(&self) -> ApiResult<()> {
+        bitmap::drain(&*self.monitor).map_err(|e| from_monitor(&e))
+    }
+
     /// Rotates the bitmaps: at the end, what was marked so far is in the journal, on stable storage.
     pub(crate) fn rotate(&self) -> ApiResult<()> {
         let refused = |e| from_monitor(&e);

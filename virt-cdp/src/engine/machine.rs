@@ -4,16 +4,16 @@
 //! API calls share. Invariant: what a call reads here is a snapshot; nothing here waits for QEMU.
 
 use std::{
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, Mutex, MutexGuard, TryLockError, mpsc},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cdp_core::{Harbor, MachineDescription, Mode, Point, RecorderStats, Timestamp, VolumeId};
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
-    engine::{capture::ReadProgress, guard},
+    engine::{capture::ReadProgress, guard, quiesce::Quiet},
 };
 
 /// How long a command may take; a detach waits for QEMU.
@@ -78,16 +78,40 @@ pub(crate) struct Status {
     pub(crate) stats: Option<RecorderStats>,
 }
 
+/// A point as it is wanted.
+#[derive(Debug)]
+pub(crate) struct PointWish {
+    /// The user's text for it.
+    pub(crate) label: Option<String>,
+    /// Of grade quiesced if this still holds; none: of grade crash.
+    pub(crate) still: Option<Still>,
+}
+
+/// A moment of a capture, known by the guest writes it had taken.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Still {
+    /// The capture's number.
+    pub(crate) capture: u64,
+    /// Guest writes taken.
+    pub(crate) writes: u64,
+    /// A point that is later than this is not wanted.
+    pub(crate) until: Instant,
+}
+
 /// What a supervisor is asked to do.
 pub(crate) enum Command {
     /// Something may have changed: look.
     Wake,
+    /// The machine is about to start: look closely for a while.
+    Expect,
     /// Try to capture now, and say how it went.
     Start(mpsc::Sender<ApiResult<()>>),
     /// Change what the user wants.
     SetMode(Mode, mpsc::Sender<ApiResult<()>>),
     /// Make a point now.
-    Point(Option<String>, mpsc::Sender<ApiResult<Point>>),
+    Point(PointWish, mpsc::Sender<ApiResult<Point>>),
+    /// Say what a quiesced point needs, if points can be made.
+    Quiet(mpsc::Sender<ApiResult<Quiet>>),
     /// Put everything down; the thread ends.
     Shutdown,
 }
@@ -97,6 +121,8 @@ pub(crate) struct Machine {
     /// The user's name for it.
     pub(crate) name: String,
     harbor: Harbor,
+    /// Held while a quiesced point is made: one at a time.
+    quiescing: Mutex<()>,
     status: Mutex<Status>,
     commands: mpsc::Sender<Command>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -118,6 +144,7 @@ impl Machine {
         let machine = Self {
             name: harbor.description().name,
             harbor,
+            quiescing: Mutex::default(),
             status: Mutex::new(status),
             commands,
             thread: Mutex::new(None),
@@ -175,9 +202,32 @@ impl Machine {
         let _ = self.commands.send(Command::Wake);
     }
 
+    /// Has the supervisor look closely at a machine that is about to start.
+    pub(crate) fn expect(&self) {
+        let _ = self.commands.send(Command::Expect);
+    }
+
+    /// Takes the turn at a quiesced point; none while one is being made.
+    pub(crate) fn quiescing(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.quiescing.try_lock() {
+            Ok(turn) => Some(turn),
+            Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// Sends a command and waits for its answer.
     pub(crate) fn ask<T>(
         &self,
+        command: impl FnOnce(mpsc::Sender<ApiResult<T>>) -> Command,
+    ) -> ApiResult<T> {
+        self.ask_within(COMMAND_DEADLINE, command)
+    }
+
+    /// Sends a command and waits for its answer for at most `deadline`; it may be carried out later.
+    pub(crate) fn ask_within<T>(
+        &self,
+        deadline: Duration,
         command: impl FnOnce(mpsc::Sender<ApiResult<T>>) -> Command,
     ) -> ApiResult<T> {
         let (answer, answered) = mpsc::channel();
@@ -190,7 +240,7 @@ impl Machine {
         self.commands
             .send(command(answer))
             .map_err(|e| gone(e.to_string()))?;
-        match answered.recv_timeout(COMMAND_DEADLINE) {
+        match answered.recv_timeout(deadline) {
             Ok(outcome) => outcome,
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(gone(String::new())),
             Err(mpsc::RecvTimeoutError::Timeout) => Err(ApiError::new(

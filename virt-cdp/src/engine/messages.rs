@@ -6,7 +6,10 @@ use cdp_core::{Gap, Grade, MachineSource, Point, Timestamp};
 
 use crate::{
     api::v1,
-    engine::machine::{Machine, State},
+    engine::{
+        coverage,
+        machine::{Machine, State, now},
+    },
 };
 
 /// The newest gaps that a machine's message carries.
@@ -36,7 +39,8 @@ pub(crate) fn point(point: &Point) -> v1::Point {
     }
 }
 
-fn gap(gap: &Gap) -> v1::Gap {
+/// A gap.
+pub(crate) fn gap(gap: &Gap) -> v1::Gap {
     let reason = serde_json::to_value(gap.reason)
         .ok()
         .and_then(|v| v.as_str().map(str::to_owned));
@@ -45,6 +49,31 @@ fn gap(gap: &Gap) -> v1::Gap {
         end_ns: gap.end.map_or(0, time),
         reason: reason.unwrap_or_default(),
     }
+}
+
+/// All gaps, and the time since the newest point where the machine is not captured and no gap tells of it yet.
+pub(crate) fn gaps(gaps: &[Gap], newest: Option<&Point>, state: State) -> Vec<v1::Gap> {
+    let mut all: Vec<v1::Gap> = gaps.iter().map(gap).collect();
+    let told = state == State::Protected || all.last().is_some_and(|gap| gap.end_ns == 0);
+    if let Some(newest) = newest.filter(|_| !told) {
+        all.push(v1::Gap {
+            start_ns: time(newest.time),
+            end_ns: 0,
+            reason: state.name().into(),
+        });
+    }
+    all
+}
+
+/// The coverage of a machine's last hours, from its first point on.
+fn recent(points: &[Point], gaps: &[v1::Gap]) -> Vec<v1::Span> {
+    let Some(first) = points.first() else {
+        return Vec::new();
+    };
+    let to_ns = time(now());
+    let from_ns = time(first.time).max(to_ns - coverage::MACHINE_SPAN_NS);
+    let times: Vec<i64> = points.iter().map(|point| time(point.time)).collect();
+    coverage::spans((from_ns, to_ns), &times, gaps)
 }
 
 /// Where a machine runs, in words.
@@ -74,6 +103,7 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
         done_bytes: p.done.load(Ordering::Relaxed),
         total_bytes: p.total.load(Ordering::Relaxed),
     });
+    let all_gaps = self::gaps(&gaps, points.last(), status.state);
     v1::Machine {
         name: description.name.clone(),
         id: description.machine_id.clone(),
@@ -113,5 +143,6 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
             .collect(),
         created_ns: time(description.created),
         last_resync: None,
+        coverage: recent(&points, &all_gaps),
     }
 }

@@ -26,6 +26,10 @@ mod reading;
 
 mod upkeep;
 
+mod quiesce;
+
+mod coverage;
+
 mod messages;
 
 mod moments;
@@ -58,6 +62,7 @@ use self::{
     errors::{from_harbor, from_libvirt},
     jobs::Jobs,
     machine::Machine,
+    quiesce::{Made, marker::Markers},
     source::{DomainSource, QmpSource, Source},
     supervisor::Setting,
     takeovers::Takeovers,
@@ -82,6 +87,7 @@ pub struct Engine {
     hypervisors: Mutex<BTreeMap<String, Hypervisor>>,
     views: Arc<Views>,
     takeovers: Arc<Takeovers>,
+    markers: Arc<Markers>,
     jobs: Jobs,
     problems: Mutex<Vec<String>>,
     /// Held while machines come or go, so that two calls cannot make the same one.
@@ -106,6 +112,9 @@ impl Engine {
         let (takeovers, problems) =
             Takeovers::open(records.clone(), config.takeover.overlay_dir.clone())
                 .map_err(|e| dir_error(&records, &e))?;
+        let frozen = config.state_dir.join("frozen");
+        make_dir(&frozen, 0o700)?;
+        let (markers, owed) = Markers::open(frozen.clone()).map_err(|e| dir_error(&frozen, &e))?;
         let engine = Arc::new(Self {
             config: config.clone(),
             harbors,
@@ -114,10 +123,16 @@ impl Engine {
             hypervisors: Mutex::default(),
             views: Arc::new(Views::new(views_dir)),
             takeovers: Arc::new(takeovers),
+            markers,
             jobs: Jobs::default(),
             problems: Mutex::new(problems),
             roster: Mutex::default(),
         });
+        // Before anything else: somebody's writes may be waiting for it.
+        for (path, owed) in owed {
+            let source = engine.source(&owed.source, &[])?;
+            engine.markers.at(path, owed, source).settle();
+        }
         engine.open_harbors()?;
         Ok(engine)
     }
@@ -229,6 +244,31 @@ impl Engine {
             tracing::warn!(%error, "libvirt's events are not heard; machines are asked every few seconds");
         }
         Ok(hypervisor)
+    }
+
+    /// Has the machine of a domain that is about to start looked at closely; a domain that was renamed may be any.
+    fn expect(&self, domain: &str) {
+        let machines: Vec<Arc<Machine>> = guard(&self.machines).values().cloned().collect();
+        let of_libvirt = |machine: &&Arc<Machine>| {
+            matches!(machine.description().source, MachineSource::Libvirt { .. })
+        };
+        let all: Vec<&Arc<Machine>> = machines.iter().filter(of_libvirt).collect();
+        let named: Vec<&Arc<Machine>> = all.iter().copied().filter(|m| m.name == domain).collect();
+        let meant = if named.is_empty() { all } else { named };
+        meant.iter().for_each(|machine| machine.expect());
+    }
+
+    /// Makes a point with the guest's file systems frozen, if they can be.
+    fn quiesced_point(&self, machine: &Machine, label: Option<String>) -> ApiResult<Made> {
+        let _turn = machine
+            .quiescing()
+            .ok_or_else(|| quiesce::busy(&machine.name))?;
+        quiesce::point(
+            machine,
+            &self.markers,
+            self.config.capture.freeze_limit,
+            label,
+        )
     }
 
     /// True for a domain that is a machine of ours.

@@ -4,7 +4,11 @@ use cdp_core::{Harbor, Point, PointId, Timestamp};
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult, v1},
-    engine::messages::timestamp,
+    engine::{
+        coverage,
+        machine::{Machine, now},
+        messages::{self, timestamp},
+    },
 };
 
 /// Finds the point `at` means: the newest not later than a time, a point by number, or the newest.
@@ -54,4 +58,35 @@ pub(crate) fn bound(harbor: &Harbor, at: Option<&v1::At>) -> ApiResult<Option<Ti
             .hint("see 'virt-cdp point-list'")),
         },
     }
+}
+
+/// The gaps and the coverage of a list of points between two bounds.
+///
+/// Without a bound it begins with the first point listed and ends now. It never begins before the first point
+/// of all, and where older points were left out, not before the first listed.
+pub(crate) fn covered(
+    machine: &Machine,
+    listed: &[Point],
+    (from, to): (Option<Timestamp>, Option<Timestamp>),
+    truncated: bool,
+) -> (Vec<v1::Gap>, Vec<v1::Span>) {
+    let harbor = machine.harbor();
+    let all = harbor.points();
+    let (Some(first), Some(newest)) = (all.first(), all.last()) else {
+        return Default::default();
+    };
+    let (first, listed_first) = (first.time, listed.first().map(|point| point.time));
+    let from = match (from, listed_first) {
+        (Some(from), _) if !truncated => from.max(first),
+        (from, listed_first) => listed_first.or(from).unwrap_or(first),
+    };
+    let to = to.map_or_else(now, |to| to.min(now()));
+    let range = (messages::time(from), messages::time(to));
+    let gaps = messages::gaps(&harbor.gaps(), Some(newest), machine.status().state);
+    let times: Vec<i64> = listed
+        .iter()
+        .map(|point| messages::time(point.time))
+        .collect();
+    let spans = coverage::spans(range, &times, &gaps);
+    (coverage::gaps_within(range, &gaps), spans)
 }

@@ -6,6 +6,7 @@
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use cdp_core::{VolumeDescription, VolumeId};
@@ -24,6 +25,7 @@ use crate::api::{ApiError, ApiErrorKind, ApiResult};
 use crate::engine::{
     errors::{from_libvirt, from_monitor, sentence},
     guard,
+    quiesce::GuestAgent,
 };
 
 /// A machine that runs now.
@@ -78,6 +80,10 @@ pub(crate) trait Source: Send + Sync {
     fn monitor(&self) -> ApiResult<Arc<dyn Monitor>>;
     /// The machine's definition as it is now, where there is one.
     fn definition(&self) -> ApiResult<Option<String>>;
+    /// The running machine's guest agent; none where it cannot have one. Whether it answers is another matter.
+    fn agent(&self) -> ApiResult<Option<Arc<dyn GuestAgent>>> {
+        Ok(None)
+    }
     /// Lets go of whatever others cannot use meanwhile; the next call takes it again.
     fn release(&self) {}
 }
@@ -161,6 +167,24 @@ impl Source for DomainSource {
 
     fn definition(&self) -> ApiResult<Option<String>> {
         self.domain()?.xml_now().map(Some).map_err(from_libvirt)
+    }
+
+    fn agent(&self) -> ApiResult<Option<Arc<dyn GuestAgent>>> {
+        Ok(Some(Arc::new(self.domain()?)))
+    }
+}
+
+impl GuestAgent for Domain {
+    fn ping(&self, timeout: Duration) -> Result<(), String> {
+        self.agent_ping(timeout).map_err(|e| sentence(&e))
+    }
+
+    fn freeze(&self, timeout: Duration) -> Result<u64, String> {
+        self.agent_freeze(timeout).map_err(|e| sentence(&e))
+    }
+
+    fn thaw(&self, timeout: Duration) -> Result<u64, String> {
+        self.agent_thaw(timeout).map_err(|e| sentence(&e))
     }
 }
 

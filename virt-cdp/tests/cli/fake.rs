@@ -125,7 +125,29 @@ fn machine(name: &str, state: &str) -> v1::Machine {
                 differing_bytes: 2 << 20,
             }],
         }),
+        coverage: coverage(),
     }
+}
+
+/// An hour with points, a minute of a gap.
+fn coverage() -> Vec<v1::Span> {
+    const MINUTE_NS: i64 = 60_000_000_000;
+    let gap_ns = POINT_NS + 60 * MINUTE_NS;
+    let points = v1::Span {
+        start_ns: POINT_NS,
+        end_ns: gap_ns,
+        kind: "points".into(),
+        reason: String::new(),
+        points: 7,
+    };
+    let gap = v1::Span {
+        start_ns: gap_ns,
+        end_ns: gap_ns + MINUTE_NS,
+        kind: "gap".into(),
+        reason: "guest-off".into(),
+        points: 0,
+    };
+    vec![points, gap]
 }
 
 fn progress(what: &str) -> v1::Progress {
@@ -251,15 +273,28 @@ impl Engine for Fake {
         Ok(v1::PointList {
             points: vec![point()],
             truncated: true,
+            gaps: machine("web1", "off").gaps,
+            coverage: coverage(),
         })
     }
 
-    fn create_point(&self, request: v1::CreatePointRequest) -> ApiResult<v1::Point> {
+    fn create_point(&self, request: v1::CreatePointRequest) -> ApiResult<v1::CreatePointReply> {
         self.note(&request);
         check(&request.name)?;
-        Ok(v1::Point {
+        let (grade, note, frozen_ms) = match (request.quiesce, request.name.as_str()) {
+            (true, "no-agent") => ("crash", "it has no guest agent", 0),
+            (true, _) => ("quiesced", "", 41),
+            (false, _) => ("crash", "", 0),
+        };
+        let point = v1::Point {
             label: request.label,
+            grade: grade.into(),
             ..point()
+        };
+        Ok(v1::CreatePointReply {
+            point: Some(point),
+            note: note.into(),
+            frozen_ms,
         })
     }
 
@@ -345,6 +380,10 @@ impl Engine for Fake {
         self.polls.store(0, Ordering::SeqCst);
         *self.cancelled.lock().unwrap() = false;
         Ok(job("commit", "running"))
+    }
+
+    fn hint_domain(&self, request: v1::DomainHint) {
+        self.note(&request);
     }
 
     fn shutdown(&self) {}

@@ -60,7 +60,24 @@ fn machine(name: &str, state: &str) -> Value {
                 "read_bytes": 3_145_728, "differing_bytes": 2_097_152,
             }],
         },
+        "coverage": coverage(),
         "created": TIME,
+    })
+}
+
+fn coverage() -> Value {
+    const GAP: &str = "2026-01-02T04:04:05.123456789Z";
+    json!([
+        {"start": TIME, "end": GAP, "kind": "points", "reason": "", "points": 7},
+        {"start": GAP, "end": "2026-01-02T04:05:05.123456789Z", "kind": "gap", "reason": "guest-off", "points": 0},
+    ])
+}
+
+/// A point that was just made, in `grade`.
+fn new_point(grade: &str, note: &str, frozen_ms: u64) -> Value {
+    json!({
+        "id": 123, "time": TIME, "grade": grade, "label": "before", "seq": 4567,
+        "note": note, "frozen_ms": frozen_ms,
     })
 }
 
@@ -120,9 +137,24 @@ fn the_documents_are_as_promised() {
         (&["resume", "web1"], machine("web1", "resyncing")),
         (
             &["point-list", "web1"],
-            json!({"points": [point()], "truncated": true}),
+            json!({
+                "points": [point()], "truncated": true,
+                "gaps": [{"start": TIME, "end": null, "reason": "guest-off"}],
+                "coverage": coverage(),
+            }),
         ),
-        (&["point-create", "web1", "--label", "before"], point()),
+        (
+            &["point-create", "web1", "--label", "before"],
+            new_point("crash", "", 0),
+        ),
+        (
+            &["point-create", "web1", "--quiesce", "--label", "before"],
+            new_point("quiesced", "", 41),
+        ),
+        (
+            &["point-create", "no-agent", "--quiesce", "--label", "before"],
+            new_point("crash", "it has no guest agent", 0),
+        ),
         (&["view-open", "web1", "--at", "latest"], view()),
         (&["view-list"], json!({"views": [view()]})),
         (

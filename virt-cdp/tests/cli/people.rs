@@ -19,8 +19,32 @@ fn tables_look_like_virsh() {
 -------------------------------------------------
  123   2026-01-02 03:04:05.123   crash   before
 (there are older ones)
+
+Coverage: |#######################################+| 98.3 % of 1h1m, 1 gap
+          2026-01-02 03:04:05.123 to 2026-01-02 04:05:05.123
+          # points, + partly, . gap: guest-off 1m
 "
     );
+    let info = stage.run(&["info", "web1"]).good();
+    assert!(info.contains("98.3 % of 1h1m, 1 gap\n"), "{info}");
+}
+
+#[test]
+fn a_quiesced_point_says_how_long_the_guest_stood_or_why_it_is_none() {
+    let stage = Stage::new();
+    let made = stage.run(&["point-create", "web1", "--quiesce"]);
+    assert_eq!(
+        made.good(),
+        "point 123, 2026-01-02 03:04:05.123, quiesced: file systems frozen for 41 ms\n"
+    );
+    assert!(stage.asked().contains("quiesce: true"), "{}", stage.asked());
+    let made = stage.run(&["point-create", "no-agent", "--quiesce"]);
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    assert_eq!(
+        made.stderr,
+        "note: the point is of grade crash, not quiesced: it has no guest agent\n"
+    );
+    assert_eq!(made.stdout, "point 123, 2026-01-02 03:04:05.123\n");
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! right by the next start: the journal is whole up to its tail, the time since is a gap.
 
 mod ending;
+mod points;
 
 use std::{
     path::PathBuf,
@@ -16,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cdp_core::{GapReason, Grade, Harbor, Mode, Point, Timestamp};
+use cdp_core::{GapReason, Grade, Harbor, Mode, Timestamp};
 use qemu_hook::bitmap::{self, BitmapNames};
 
 use self::ending::End;
@@ -35,6 +36,8 @@ use crate::{
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// How often it is asked whether a machine that is off runs again; events make it sooner.
 const PRESENCE_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a machine that is about to start is looked at as often as a capture.
+const EXPECT_TIME: Duration = Duration::from_secs(10);
 /// Pause after the first failure; doubles up to the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest pause between two attempts.
@@ -55,7 +58,11 @@ struct Supervisor {
     setting: Setting,
     tag: String,
     capture: Option<Active>,
+    /// Captures begun so far.
+    captures: u64,
     look_at: Instant,
+    /// Until when a start that was announced is looked for closely.
+    expected_until: Instant,
     pause: Duration,
     gap: Option<(GapReason, Timestamp)>,
 }
@@ -63,6 +70,8 @@ struct Supervisor {
 /// A capture and what belongs to it.
 struct Active {
     capture: Capture,
+    /// Its number among the supervisor's captures.
+    number: u64,
     /// Which run of QEMU it is, as [`Presence::Running`] says.
     run: String,
     ready: bool,
@@ -93,7 +102,9 @@ pub(crate) fn start(
         setting,
         tag: tag(&harbor.description().machine_id),
         capture: None,
+        captures: 0,
         look_at: Instant::now(),
+        expected_until: Instant::now(),
         pause: RETRY_FIRST,
         gap,
     };
@@ -133,6 +144,12 @@ impl Supervisor {
                     self.look_at = Instant::now();
                 }
             }
+            Command::Expect => {
+                if self.capture.is_none() {
+                    self.expected_until = Instant::now() + EXPECT_TIME;
+                    self.look_at = Instant::now();
+                }
+            }
             Command::Start(answer) => {
                 let outcome = self.try_capture();
                 let _ = answer.send(outcome);
@@ -140,8 +157,11 @@ impl Supervisor {
             Command::SetMode(mode, answer) => {
                 let _ = answer.send(self.set_mode(mode));
             }
-            Command::Point(label, answer) => {
-                let _ = answer.send(self.make_point(label.as_deref()));
+            Command::Point(wish, answer) => {
+                let _ = answer.send(self.make_point(&wish));
+            }
+            Command::Quiet(answer) => {
+                let _ = answer.send(self.quiet());
             }
             Command::Shutdown => {}
         }
@@ -166,7 +186,13 @@ impl Supervisor {
     }
 
     fn look_at_machine(&mut self) {
-        self.look_at = Instant::now() + PRESENCE_INTERVAL;
+        let expected = Instant::now() < self.expected_until;
+        let interval = if expected {
+            WATCH_INTERVAL
+        } else {
+            PRESENCE_INTERVAL
+        };
+        self.look_at = Instant::now() + interval;
         match self.setting.source.presence() {
             Presence::Off => {
                 self.pause = RETRY_FIRST;
@@ -264,8 +290,10 @@ impl Supervisor {
             s.progress = Some(Arc::clone(&capture.progress));
         });
         self.machine.set_state(state, "");
+        self.captures += 1;
         self.capture = Some(Active {
             capture,
+            number: self.captures,
             run,
             ready: false,
             upkeep,
@@ -401,25 +429,6 @@ impl Supervisor {
             });
         if let Err(error) = removed {
             tracing::warn!(machine = self.machine.name, %error, "the bitmaps stay in the images");
-        }
-    }
-
-    fn make_point(&mut self, label: Option<&str>) -> ApiResult<Point> {
-        match &self.capture {
-            Some(active) if active.ready && active.capture.lost().is_empty() => active
-                .capture
-                .recorder()
-                .point(Grade::Crash, label)
-                .map_err(from_harbor),
-            _ => {
-                let state = self.machine.status().state.name();
-                let what = format!(
-                    "no recovery point of '{}' can be made now: it is {state}",
-                    self.machine.name
-                );
-                Err(ApiError::new(ApiErrorKind::FailedPrecondition, what)
-                    .hint("wait until its state is 'protected'; see 'virt-cdp info'"))
-            }
         }
     }
 }
