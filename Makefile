@@ -41,6 +41,7 @@ unit: build
 # A part of `unit` for 20 seconds; here for as many seeds as one likes.
 sim:
 	SEEDS=$(SEEDS) SEED=$(SEED) $(CARGO) test --locked -p cdp-core --test sim
+	SEEDS=$(SEEDS) SEED=$(SEED) $(CARGO) test --locked -p qemu-hook --test nbd -- --nocapture tap_door
 
 # One guest at a time: two cores carry one emulated machine well.
 e2e: build

@@ -24,6 +24,7 @@ mod client_reads;
 mod client_suspicion;
 
 mod tap_bypass;
+mod tap_door;
 mod tap_mirror;
 mod tap_requests;
 
