@@ -191,6 +191,11 @@ impl Harbor {
         )
     }
 
+    /// Returns the last record of the journal; while a recording runs, as of its beginning or its last seal.
+    pub fn last_record(&self) -> Seq {
+        self.shared.catalog().end.last_seq
+    }
+
     /// Returns the failure that ended a recording, until [`recover`](Self::recover) has put the journal right.
     pub fn failure(&self) -> Option<Arc<JournalError>> {
         self.shared.catalog().failure.clone()

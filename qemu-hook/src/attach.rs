@@ -11,6 +11,7 @@
 
 use std::{
     io,
+    os::unix::net::UnixStream,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -27,13 +28,15 @@ use crate::{
     node::Node,
     read_export,
     sink::WriteSink,
-    tap::{TapConfig, TapHandle, TapStats, spawn_tap},
+    tap::{TapConfig, TapEnd, TapHandle, TapStats, resume_tap, spawn_tap},
 };
 
 /// How long QEMU may take until the mirror is ready, or gone.
 const JOB_DEADLINE: Duration = Duration::from_secs(20);
 /// How often a job's state is asked for while waiting.
 const JOB_POLL: Duration = Duration::from_millis(20);
+/// How often a tap that is to park is looked at: a guest may wait meanwhile.
+const PARK_POLL: Duration = Duration::from_millis(2);
 /// Chunks of the mirror, bytes: 64 KiB would make neighbouring writes wait for each other.
 const MIRROR_GRANULARITY: u64 = 4096;
 
@@ -108,7 +111,7 @@ pub struct Attachment {
 
 /// Attaches a tap to `node`; from its return on, every write of the guest reaches `sink`.
 ///
-/// `dir` is a directory that nobody else can enter: there the socket is where QEMU takes no descriptor.
+/// `watch` is called with the tap before QEMU can send it a write, for whoever looks after it. `dir` is a directory that nobody else can enter: there the socket is where QEMU takes no descriptor.
 ///
 /// # Errors
 /// [`AttachError`]; then nothing of ours is left in QEMU, as far as QEMU still answers.
@@ -119,6 +122,7 @@ pub fn attach<S: WriteSink>(
     bitmaps: &BitmapNames,
     dir: &Path,
     sink: S,
+    watch: impl FnOnce(&TapHandle) -> io::Result<()>,
 ) -> Result<Attachment, AttachError> {
     clear_leftovers(monitor, names)?;
     refuse_busy(monitor, node)?;
@@ -130,7 +134,10 @@ pub fn attach<S: WriteSink>(
         names: names.clone(),
         tap,
     };
-    match attachment.start(monitor) {
+    let started = watch(&attachment.tap)
+        .map_err(AttachError::from)
+        .and_then(|()| attachment.start(monitor));
+    match started {
         Ok(()) => Ok(attachment),
         Err(e) => {
             attachment.tap.close();
@@ -213,6 +220,43 @@ impl Attachment {
             node: self.node.name.clone(),
             what,
         }
+    }
+
+    /// Goes on with a tap that an earlier process has parked, on its socket.
+    ///
+    /// # Errors
+    /// [`AttachError::Tap`].
+    pub fn resume<S: WriteSink>(
+        node: Node,
+        names: Names,
+        socket: UnixStream,
+        sink: S,
+    ) -> Result<Self, AttachError> {
+        let config = TapConfig::new(&*names.tap, node.size);
+        let tap = resume_tap(socket, config, sink)?;
+        Ok(Self { node, names, tap })
+    }
+
+    /// The tap itself.
+    pub fn tap(&self) -> &TapHandle {
+        &self.tap
+    }
+
+    /// Has the tap park: see [`parked`](Self::parked).
+    pub fn park(&self) {
+        self.tap.park();
+    }
+
+    /// Waits for a tap that is to park; false when it has ended otherwise, or not by `give_up`, and is closed.
+    pub fn parked(self, give_up: Instant) -> bool {
+        while !self.tap.is_ended() && Instant::now() < give_up {
+            thread::sleep(PARK_POLL);
+        }
+        if !self.tap.is_ended() {
+            self.tap.close();
+            return false;
+        }
+        !self.tap.is_overdue() && matches!(self.tap.join(), TapEnd::Parked)
     }
 
     /// True once the tap has ended, for whatever reason; a lost tap never comes back by itself.

@@ -134,6 +134,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Hears from libvirt's hook that something happens to a domain; there is nothing it can refuse.
     fn hint_domain(&self, hint: DomainHint);
 
+    /// Leaves everything to a successor that comes at once; no call comes after it. Guests may wait meanwhile.
+    ///
+    /// Called once, as [`shutdown`](Self::shutdown) and instead of it.
+    fn hand_over(&self);
+
     /// Puts everything down cleanly; no call comes after it.
     ///
     /// Called once, on a thread of its own; the daemon waits for it up to its stop deadline and then

@@ -5,6 +5,8 @@ pub mod daemon;
 
 pub mod engine;
 
+pub mod guard;
+
 pub mod cli;
 
 pub mod units;

@@ -1,9 +1,9 @@
-//! One binary, two programs: `virt-cdp`, and `virtcdpd` when it is called by that name.
+//! One binary: `virt-cdp`; `virtcdpd` when it is called by that name; and the daemon's guard.
 
 use std::{path::Path, process::ExitCode};
 
 use clap::Parser as _;
-use virt_cdp::{cli, daemon, engine};
+use virt_cdp::{cli, daemon, engine, guard};
 
 fn main() -> ExitCode {
     let called = std::env::args_os().next();
@@ -12,6 +12,11 @@ fn main() -> ExitCode {
         .and_then(|called| Path::new(called).file_name());
     if name.is_some_and(|name| name == "virtcdpd") {
         return daemon::main(&daemon::args::Args::parse(), engine::open);
+    }
+    if name.is_some_and(|name| name == guard::NAME)
+        && let Some(socket) = std::env::args_os().nth(1)
+    {
+        return guard::main(Path::new(&socket));
     }
     cli::main(engine::open)
 }

@@ -37,6 +37,10 @@ const FREEZE_LIMIT: Bounds<Duration> = Bounds {
     least: Duration::from_secs(1),
     most: Duration::from_secs(60),
 };
+const BYPASS_DEADLINE: Bounds<Duration> = Bounds {
+    least: Duration::from_millis(200),
+    most: Duration::from_secs(10),
+};
 const IO_BUFFER: Bounds<u64> = Bounds {
     least: 48 * MIB,
     most: 256 * MIB,
@@ -100,6 +104,9 @@ pub struct Capture {
     /// The longest time from the freezing of a guest's file systems to the sending of the thaw.
     #[serde(serialize_with = "put_duration", deserialize_with = "freeze_limit")]
     pub freeze_limit: Duration,
+    /// The longest time a guest's write waits for us before the capture lets it go.
+    #[serde(serialize_with = "put_duration", deserialize_with = "bypass_deadline")]
+    pub bypass_deadline: Duration,
     /// When a guest's write is acknowledged.
     pub ack: Ack,
 }
@@ -155,6 +162,7 @@ impl Default for Capture {
             segment_size: 64 * MIB,
             bitmap_interval: Duration::from_secs(60),
             freeze_limit: Duration::from_secs(5),
+            bypass_deadline: Duration::from_secs(1),
             ack: Ack::Buffered,
         }
     }
@@ -375,6 +383,10 @@ fn bitmap_interval<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Er
 
 fn freeze_limit<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     duration(from, &FREEZE_LIMIT)
+}
+
+fn bypass_deadline<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    duration(from, &BYPASS_DEADLINE)
 }
 
 fn io_buffer<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {

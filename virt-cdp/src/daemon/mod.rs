@@ -67,7 +67,7 @@ fn run(args: &Args, open_engine: OpenEngine) -> Result<(), DaemonError> {
     let config = configuration(args)?;
     logs::start(&config.log_level, args.log_format)?;
     let notifier = Notifier::from_env();
-    let _lock = StateLock::take(&config.state_dir)?;
+    let lock = StateLock::take(&config.state_dir)?;
     let mut socket = ApiSocket::bind(&config)?;
     let runtime = runtime()?;
     let mut signals = {
@@ -85,31 +85,77 @@ fn run(args: &Args, open_engine: OpenEngine) -> Result<(), DaemonError> {
             state_dir = %config.state_dir.display(), "serving"
         );
         notifier.ready("serving");
-        let name = tokio::select! {
-            ended = &mut serving => return ended,
-            name = signals.next() => name,
+        let leave = loop {
+            let signal = tokio::select! {
+                ended = &mut serving => return ended.map(|()| Leave::Stop),
+                signal = signals.next() => signal,
+            };
+            tracing::info!(signal = signal.name, "stopping");
+            match signal.leave {
+                Leave::Stop => notifier.stopping(),
+                // What would keep the successor from starting is found out while this one still serves.
+                Leave::Reload => match configuration(args) {
+                    Ok(_) => notifier.reloading(),
+                    Err(error) => {
+                        tracing::error!(%error, "not reloaded; everything goes on as it was");
+                        continue;
+                    }
+                },
+            }
+            break signal.leave;
         };
-        tracing::info!(signal = name, "stopping");
-        notifier.stopping();
         let _ = stop.send(true);
         tokio::select! {
-            ended = &mut serving => ended,
+            ended = &mut serving => ended.map(|()| leave),
             () = tokio::time::sleep(CALLS_DEADLINE) => {
                 tracing::warn!("calls in flight did not end in time; their clients are cut off");
-                Ok(())
+                Ok(leave)
             }
-            name = signals.next() => {
-                tracing::warn!(signal = name, "second signal: not waiting for calls in flight");
-                Ok(())
+            signal = signals.next() => {
+                tracing::warn!(signal = signal.name, "second signal: not waiting for calls in flight");
+                Ok(leave)
             }
         }
     });
-    let stopped = stop_engine(engine);
+    let reload = matches!(served, Ok(Leave::Reload));
+    let left = leave_engine(engine, reload);
     drop(socket);
     runtime.shutdown_background();
-    served.and(stopped)?;
+    served?;
+    left?;
+    if reload {
+        drop(lock);
+        return Err(execute_anew());
+    }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// How the daemon leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    /// For good, everything put down.
+    Stop,
+    /// For a successor that goes on with what is captured.
+    Reload,
+}
+
+/// Becomes the program as it is installed now, with the same arguments; returns only if that fails.
+fn execute_anew() -> DaemonError {
+    use std::os::unix::process::CommandExt as _;
+    let mut arguments = std::env::args_os();
+    let called = arguments.next().unwrap_or_default();
+    let source = match crate::guard::program() {
+        Ok(program) => std::process::Command::new(program)
+            .arg0(called)
+            .args(arguments)
+            .exec(),
+        Err(error) => error,
+    };
+    DaemonError::System {
+        what: "execute the daemon anew",
+        source,
+    }
 }
 
 /// Loads the configuration and puts the command line's paths into it.
@@ -168,13 +214,19 @@ pub fn serve(
     })
 }
 
-/// Lets the engine put everything down, within its deadline.
-fn stop_engine(engine: Arc<dyn Engine>) -> Result<(), DaemonError> {
+/// Lets the engine put everything down, or leave it to a successor, within its deadline.
+fn leave_engine(engine: Arc<dyn Engine>, reload: bool) -> Result<(), DaemonError> {
     let (done, wait) = std::sync::mpsc::channel();
     let stopper = std::thread::Builder::new()
         .name("stop".into())
         .spawn(move || {
-            engine.shutdown();
+            if reload {
+                engine.hand_over();
+            } else {
+                engine.shutdown();
+            }
+            // The connections it holds end before a successor makes its own.
+            drop(engine);
             let _ = done.send(());
         });
     stopper.map_err(|source| DaemonError::System {
@@ -190,10 +242,17 @@ fn stop_engine(engine: Arc<dyn Engine>) -> Result<(), DaemonError> {
     }
 }
 
-/// The signals that stop the daemon.
+/// The signals that have the daemon leave.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
+}
+
+/// A signal that was caught.
+struct Caught {
+    name: &'static str,
+    leave: Leave,
 }
 
 impl Signals {
@@ -207,13 +266,16 @@ impl Signals {
         Ok(Self {
             terminate: catch(SignalKind::terminate())?,
             interrupt: catch(SignalKind::interrupt())?,
+            hangup: catch(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
+    async fn next(&mut self) -> Caught {
+        let (name, leave) = tokio::select! {
+            _ = self.terminate.recv() => ("SIGTERM", Leave::Stop),
+            _ = self.interrupt.recv() => ("SIGINT", Leave::Stop),
+            _ = self.hangup.recv() => ("SIGHUP", Leave::Reload),
+        };
+        Caught { name, leave }
     }
 }

@@ -42,6 +42,15 @@ impl Notifier {
         self.send(&format!("READY=1\nSTATUS={status}\n"));
     }
 
+    /// Says that the daemon is about to execute itself anew; [`ready`](Self::ready) ends that.
+    pub fn reloading(&self) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
+        self.send(&format!(
+            "RELOADING=1\nMONOTONIC_USEC={micros}\nSTATUS=handing over\n"
+        ));
+    }
+
     /// Says that the daemon is going down.
     pub fn stopping(&self) {
         self.send("STOPPING=1\nSTATUS=stopping\n");

@@ -53,6 +53,11 @@ impl api::Engine for EngineHandle {
             }
         }
         problems.extend(engine.markers.problems());
+        if !engine.watch.guard_stands() {
+            problems.push(
+                "there is no guard process: guests would wait for a daemon that is stopped".into(),
+            );
+        }
         if apparmor::apparmor_active() && !apparmor::apparmor_rules_installed() {
             problems.push(APPARMOR_PROBLEM.into());
         }
@@ -254,6 +259,17 @@ impl api::Engine for EngineHandle {
     fn hint_domain(&self, hint: v1::DomainHint) {
         tracing::debug!(domain = hint.name, what = hint.what, "libvirt's hook");
         self.0.expect(&hint.name);
+    }
+
+    fn hand_over(&self) {
+        self.0.jobs.cancel_all();
+        self.0.views.close_all();
+        let machines: Vec<Arc<Machine>> = guard(&self.0.machines).values().cloned().collect();
+        machines.iter().for_each(|m| m.begin_hand_over());
+        machines.iter().for_each(|m| m.join());
+        if let Err(error) = self.0.watch.hand_over() {
+            tracing::error!(%error, "there is no guard to hand over to; the taps end");
+        }
     }
 
     fn shutdown(&self) {

@@ -8,14 +8,14 @@
 //! valid prefix of what the guest wrote.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cdp_core::{GapReason, Harbor, Recorder, SeedWriter, Timestamp, VolumeId};
@@ -33,13 +33,18 @@ use crate::{
         machine::now,
         reading::{self, Reading},
         sink::RecorderSink,
-        source::Running,
+        source::{Running, Source},
         upkeep::Confirmed,
+        watch::{Inherited, Legacy, TapWatch},
     },
+    guard::Held,
 };
 
 /// How long a QEMU that is gone may take to hang up on all taps.
 const END_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long the taps may take to be parked; a guest may wait meanwhile.
+const PARK_DEADLINE: Duration = Duration::from_millis(500);
 
 /// How far the reading of the disks has come.
 #[derive(Debug, Default)]
@@ -62,11 +67,28 @@ pub(crate) enum Purpose {
 pub(crate) struct Capture {
     recorder: Recorder,
     monitor: Arc<dyn Monitor>,
-    taps: Vec<(VolumeId, Attachment)>,
+    taps: Vec<Tapped>,
     bitmaps: BitmapNames,
     reader: Option<Reader>,
     /// Shared with the reader.
     pub(crate) progress: Arc<ReadProgress>,
+}
+
+/// A volume's tap, and what keeps it watched.
+struct Tapped {
+    id: VolumeId,
+    tap: Attachment,
+    held: Held,
+}
+
+/// Where a machine's taps are made.
+pub(crate) struct Place<'a> {
+    /// The machine's short tag.
+    pub(crate) tag: &'a str,
+    /// A directory for sockets that nobody else can enter.
+    pub(crate) dir: PathBuf,
+    /// Looks after the taps.
+    pub(crate) watch: &'a TapWatch,
 }
 
 /// The QEMU side of a capture, for any thread: its bitmaps, and whether its mirrors stand.
@@ -130,8 +152,7 @@ impl Capture {
     pub(crate) fn start(
         harbor: &Harbor,
         running: Running,
-        tag: &str,
-        dir: PathBuf,
+        place: Place<'_>,
         gap: Option<(GapReason, Timestamp)>,
     ) -> ApiResult<Self> {
         let recorder = harbor.record().map_err(from_harbor)?;
@@ -139,7 +160,7 @@ impl Capture {
             recorder.open_gap(reason, start).map_err(from_harbor)?;
         }
         let (taps, purpose) =
-            Self::tap_all(&recorder, harbor, &running, tag, &dir).inspect_err(|_| {
+            Self::tap_all(&recorder, harbor, &running, &place).inspect_err(|_| {
                 let _ = recorder.close();
             })?;
         // From here on it is captured again; what was missed is still missing.
@@ -154,11 +175,11 @@ impl Capture {
             recorder,
             monitor: running.monitor,
             taps,
-            bitmaps: BitmapNames::new(tag),
+            bitmaps: BitmapNames::new(place.tag),
             reader: None,
             progress: Arc::new(ReadProgress::default()),
         };
-        match purpose.and_then(|purpose| capture.start_reader(purpose, tag, dir)) {
+        match purpose.and_then(|purpose| capture.start_reader(purpose, place.tag, place.dir)) {
             Ok(()) => Ok(capture),
             Err(e) => {
                 capture.end();
@@ -171,9 +192,8 @@ impl Capture {
         recorder: &Recorder,
         harbor: &Harbor,
         running: &Running,
-        tag: &str,
-        dir: &Path,
-    ) -> ApiResult<(Vec<(VolumeId, Attachment)>, Purpose)> {
+        place: &Place<'_>,
+    ) -> ApiResult<(Vec<Tapped>, Purpose)> {
         // What is compared against, and what remembers the stream, must be there before the first write.
         let volumes = running.nodes.iter().map(|(id, _)| *id);
         let purpose = if harbor.is_seeded() {
@@ -196,13 +216,13 @@ impl Capture {
                     .map_err(from_harbor)?,
             )
         };
-        let mut taps: Vec<(VolumeId, Attachment)> = Vec::new();
+        let mut taps: Vec<Tapped> = Vec::new();
         for (id, node) in &running.nodes {
-            match Self::tap(recorder, running, (tag, dir), *id, node) {
-                Ok(tap) => taps.push((*id, tap)),
+            match Self::tap(recorder, harbor, running, place, *id, node) {
+                Ok(tapped) => taps.push(tapped),
                 Err(e) => {
-                    for (_, tap) in taps {
-                        if let Err(error) = tap.detach(&*running.monitor) {
+                    for tapped in taps {
+                        if let Err(error) = tapped.tap.detach(&*running.monitor) {
                             tracing::warn!(%error, "a tap could not be detached");
                         }
                     }
@@ -215,26 +235,36 @@ impl Capture {
 
     fn tap(
         recorder: &Recorder,
+        harbor: &Harbor,
         running: &Running,
-        (tag, dir): (&str, &Path),
+        place: &Place<'_>,
         id: VolumeId,
         node: &Node,
-    ) -> ApiResult<Attachment> {
+    ) -> ApiResult<Tapped> {
         let sink = RecorderSink(recorder.volume(id).map_err(from_harbor)?);
-        let bitmaps = BitmapNames::new(tag);
-        attach::attach(
+        let bitmaps = BitmapNames::new(place.tag);
+        let machine = harbor.description().machine_id;
+        let mut held = None;
+        let tap = attach::attach(
             &*running.monitor,
             node,
-            &Names::new(tag, id.0),
+            &Names::new(place.tag, id.0),
             &bitmaps,
-            dir,
+            &place.dir,
             sink,
+            |tap| {
+                held = Some(place.watch.hold(&machine, id, tap)?);
+                Ok(())
+            },
         )
-        .map_err(|e| from_attach(&e, &node.name))
+        .map_err(|e| from_attach(&e, &node.name))?;
+        let unwatched = || ApiError::new(ApiErrorKind::Internal, "a tap is not watched");
+        let held = held.ok_or_else(unwatched)?;
+        Ok(Tapped { id, tap, held })
     }
 
     fn start_reader(&mut self, purpose: Purpose, tag: &str, dir: PathBuf) -> ApiResult<()> {
-        let total = self.taps.iter().map(|(_, t)| t.node.size).sum();
+        let total = self.taps.iter().map(|t| t.tap.node.size).sum();
         self.progress.total.store(total, Ordering::Relaxed);
         let (send, outcome) = mpsc::channel();
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -244,7 +274,7 @@ impl Capture {
             exports: self
                 .taps
                 .iter()
-                .map(|(id, t)| (*id, t.node.name.clone(), t.names().export.clone()))
+                .map(|t| (t.id, t.tap.node.name.clone(), t.tap.names().export.clone()))
                 .collect(),
             tag: tag.to_owned(),
             dir,
@@ -301,14 +331,19 @@ impl Capture {
     pub(crate) fn lost(&self) -> Vec<VolumeId> {
         self.taps
             .iter()
-            .filter(|(_, t)| t.is_lost())
-            .map(|(id, _)| *id)
+            .filter(|t| t.tap.is_lost())
+            .map(|t| t.id)
             .collect()
     }
 
     /// The volumes that are tapped.
     pub(crate) fn volumes(&self) -> Vec<VolumeId> {
-        self.taps.iter().map(|(id, _)| *id).collect()
+        self.taps.iter().map(|t| t.id).collect()
+    }
+
+    /// True when a tap was closed because its reply was overdue.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.taps.iter().any(|t| t.tap.tap().is_overdue())
     }
 
     /// The QEMU side of this capture.
@@ -316,24 +351,110 @@ impl Capture {
         QemuSide {
             monitor: Arc::clone(&self.monitor),
             nodes: self.nodes(),
-            names: self.taps.iter().map(|(_, t)| t.names().clone()).collect(),
+            names: self.taps.iter().map(|t| t.tap.names().clone()).collect(),
             bitmaps: self.bitmaps.clone(),
             recorder: self.recorder.clone(),
         }
     }
 
     fn nodes(&self) -> Vec<String> {
-        self.taps.iter().map(|(_, t)| t.node.name.clone()).collect()
+        self.taps.iter().map(|t| t.tap.node.name.clone()).collect()
     }
 
     /// Waits until a QEMU that is ending has hung up on all taps; false when it has not in time.
     pub(crate) fn wait_end(&self) -> bool {
-        self.taps.iter().all(|(_, tap)| tap.wait_end(END_DEADLINE))
+        self.taps.iter().all(|t| t.tap.wait_end(END_DEADLINE))
     }
 
     /// Hangs up on QEMU at once, on all volumes; the guest is held by nothing of ours afterwards.
     pub(crate) fn hang_up(&self) {
-        self.taps.iter().for_each(|(_, tap)| tap.hang_up());
+        self.taps.iter().for_each(|t| t.tap.hang_up());
+    }
+
+    /// Parks all taps and leaves them, with the recording sealed, to a successor; false when that failed, and
+    /// then the taps are closed.
+    pub(crate) fn bequeath(mut self, run: &str, confirmed: Confirmed, left_out: &[String]) -> bool {
+        self.stop_reader();
+        // What can be written before the guest has to wait is written before.
+        let synced = self.recorder.sync();
+        let give_up = Instant::now() + PARK_DEADLINE;
+        self.taps.iter().for_each(|t| t.tap.park());
+        let volumes = self.volumes();
+        let mut parked = synced.is_ok();
+        let mut left = Vec::new();
+        for Tapped { id, tap, held } in self.taps.drain(..) {
+            let node = tap.node.clone();
+            parked &= tap.parked(give_up);
+            left.push((id, node, held));
+        }
+        let closed = self.recorder.close();
+        if let Err(error) = &closed {
+            let error = sentence(error);
+            tracing::warn!(error, "the recording was not closed in good order");
+        }
+        let head = self.recorder.head();
+        parked
+            && closed.is_ok()
+            && left.into_iter().all(|(_, node, held)| {
+                let legacy = Legacy::new(run, &volumes, head, confirmed, left_out, &node);
+                serde_json::to_string(&legacy)
+                    .map_err(std::io::Error::from)
+                    .and_then(|legacy| held.bequeath(legacy))
+                    .is_ok()
+            })
+    }
+
+    /// Goes on with the taps that an earlier daemon has parked: the guest, who may be waiting, comes first.
+    pub(crate) fn inherit(
+        harbor: &Harbor,
+        inherited: Vec<Inherited>,
+        source: &dyn Source,
+        tag: &str,
+        watch: &TapWatch,
+    ) -> ApiResult<Self> {
+        let recorder = harbor.record().map_err(from_harbor)?;
+        let machine = harbor.description().machine_id;
+        let mut taps = Vec::new();
+        let mut resume = |left: Inherited| -> ApiResult<()> {
+            let (id, node) = (left.volume, left.legacy.node());
+            let sink = RecorderSink(recorder.volume(id).map_err(from_harbor)?);
+            let name = node.name.clone();
+            let failed = |what: String| ApiError::new(ApiErrorKind::Internal, what);
+            let tap = Attachment::resume(node, Names::new(tag, id.0), left.socket, sink)
+                .map_err(|e| from_attach(&e, &name))?;
+            let held = watch
+                .hold(&machine, id, tap.tap())
+                .map_err(|e| failed(format!("cannot have the tap watched: {e}")));
+            match held {
+                Ok(held) => taps.push(Tapped { id, tap, held }),
+                Err(e) => {
+                    tap.abandon();
+                    return Err(e);
+                }
+            }
+            Ok(())
+        };
+        let resumed = inherited.into_iter().try_for_each(&mut resume);
+        let monitor = resumed.and_then(|()| source.monitor());
+        let monitor = match monitor {
+            Ok(monitor) => monitor,
+            Err(e) => {
+                for Tapped { tap, held, .. } in taps {
+                    tap.abandon();
+                    drop(held);
+                }
+                let _ = recorder.close();
+                return Err(e);
+            }
+        };
+        Ok(Self {
+            recorder,
+            monitor,
+            taps,
+            bitmaps: BitmapNames::new(tag),
+            reader: None,
+            progress: Arc::new(ReadProgress::default()),
+        })
     }
 
     /// Ends the mirrors in good order: every write begun so far is in the journal afterwards.
@@ -341,8 +462,10 @@ impl Capture {
     /// The recording goes on, for a last point; [`end`](Self::end) closes it.
     pub(crate) fn detach(&mut self) {
         self.stop_reader();
-        for (id, tap) in self.taps.drain(..) {
-            if let Err(error) = tap.detach(&*self.monitor) {
+        for Tapped { id, tap, held } in self.taps.drain(..) {
+            let detached = tap.detach(&*self.monitor);
+            drop(held);
+            if let Err(error) = detached {
                 tracing::warn!(volume = id.0, %error, "the tap was not detached in good order");
             }
         }
@@ -351,8 +474,9 @@ impl Capture {
     /// Closes whatever is still open; the recording is sealed.
     pub(crate) fn end(mut self) {
         self.stop_reader();
-        for (_, tap) in self.taps.drain(..) {
+        for Tapped { tap, held, .. } in self.taps.drain(..) {
             tap.abandon();
+            drop(held);
         }
         if let Err(error) = self.recorder.close() {
             tracing::warn!(

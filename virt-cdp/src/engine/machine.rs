@@ -114,6 +114,8 @@ pub(crate) enum Command {
     Quiet(mpsc::Sender<ApiResult<Quiet>>),
     /// Put everything down; the thread ends.
     Shutdown,
+    /// Leave what is captured to the daemon's successor; the thread ends.
+    HandOver,
 }
 
 /// A protected machine.
@@ -256,6 +258,11 @@ impl Machine {
     /// Begins to put the machine down; [`join`](Self::join) waits for it.
     pub(crate) fn begin_shutdown(&self) {
         let _ = self.commands.send(Command::Shutdown);
+    }
+
+    /// Begins to leave the machine to the daemon's successor; [`join`](Self::join) waits for it.
+    pub(crate) fn begin_hand_over(&self) {
+        let _ = self.commands.send(Command::HandOver);
     }
 
     /// Waits until the supervisor has put everything down.

@@ -14,6 +14,8 @@ mod source;
 
 mod protect;
 
+mod watch;
+
 mod machine;
 
 mod supervisor;
@@ -67,6 +69,7 @@ use self::{
     supervisor::Setting,
     takeovers::Takeovers,
     views::{Access, Views},
+    watch::TapWatch,
 };
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
@@ -83,6 +86,7 @@ pub struct Engine {
     config: Config,
     harbors: PathBuf,
     private_dir: PathBuf,
+    watch: Arc<TapWatch>,
     machines: Mutex<BTreeMap<String, Arc<Machine>>>,
     hypervisors: Mutex<BTreeMap<String, Hypervisor>>,
     views: Arc<Views>,
@@ -115,8 +119,13 @@ impl Engine {
         let frozen = config.state_dir.join("frozen");
         make_dir(&frozen, 0o700)?;
         let (markers, owed) = Markers::open(frozen.clone()).map_err(|e| dir_error(&frozen, &e))?;
+        // Before anything that may take long: guests of an earlier daemon may be waiting.
+        let program = crate::guard::program().map_err(|e| guard_error(&e))?;
+        let watch = TapWatch::start(&private_dir, &program, config.capture.bypass_deadline)
+            .map_err(|e| guard_error(&e))?;
         let engine = Arc::new(Self {
             config: config.clone(),
+            watch,
             harbors,
             private_dir,
             machines: Mutex::default(),
@@ -134,13 +143,21 @@ impl Engine {
             engine.markers.at(path, owed, source).settle();
         }
         engine.open_harbors()?;
+        engine.watch.refuse_rest();
         Ok(engine)
     }
 
     fn open_harbors(self: &Arc<Self>) -> ApiResult<()> {
         let entries = fs::read_dir(&self.harbors).map_err(|e| dir_error(&self.harbors, &e))?;
-        for entry in entries.flatten() {
-            let dir = entry.path();
+        let mut dirs: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        let heirs = self.watch.heirs();
+        if !heirs.is_empty() {
+            // Their guests may be waiting.
+            let waits =
+                |dir: &PathBuf| Harbor::peek(dir).is_ok_and(|d| heirs.contains(&d.machine_id));
+            dirs.sort_by_cached_key(|dir| !waits(dir));
+        }
+        for dir in dirs {
             if let Err(e) = self.open_harbor(&dir) {
                 tracing::error!(harbor = %dir.display(), error = e.what, "a harbor cannot be opened");
                 guard(&self.problems).push(format!(
@@ -185,6 +202,8 @@ impl Engine {
             source,
             private_dir: self.private_dir.clone(),
             bitmap_interval: self.config.capture.bitmap_interval,
+            watch: Arc::clone(&self.watch),
+            inherited: self.watch.inherited(&description.machine_id),
         };
         supervisor::start(&machine, commands, setting).map_err(|e| {
             ApiError::new(
@@ -340,6 +359,14 @@ fn raise_descriptor_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
+}
+
+fn guard_error(error: &std::io::Error) -> ApiError {
+    ApiError::new(
+        ApiErrorKind::Internal,
+        format!("cannot start the guard process, without which a stopped daemon would hold up guests: {error}"),
+    )
+    .hint("see whether the program's file is there and may be executed, and whether processes can be made")
 }
 
 fn make_dir(dir: &Path, mode: u32) -> ApiResult<()> {

@@ -386,5 +386,7 @@ impl Engine for Fake {
         self.note(&request);
     }
 
+    fn hand_over(&self) {}
+
     fn shutdown(&self) {}
 }

@@ -8,15 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cdp_core::GapReason;
+use std::sync::Arc;
+
+use cdp_core::{GapReason, Mode, Seq};
+use qemu_hook::tap::hang_up;
 
 use super::{Supervisor, WATCH_INTERVAL};
 use crate::{
     api::{ApiError, ApiErrorKind},
     engine::{
+        capture::Capture,
         errors::sentence,
         machine::{State, now},
         source::Presence,
+        watch::{Inherited, Legacy},
     },
 };
 
@@ -30,6 +35,8 @@ pub(super) enum End {
     MachineStopped,
     /// A tap or a mirror is gone, and QEMU runs.
     TapLost,
+    /// A reply to QEMU was overdue: the journal does not keep up.
+    Overload,
     /// The journal takes nothing more.
     JournalFailed,
     /// The user said so.
@@ -39,9 +46,17 @@ pub(super) enum End {
 }
 
 impl Supervisor {
-    /// QEMU let go of a tap: it ended, or a mirror was cancelled.
+    /// A tap has ended: it was overdue, or QEMU let go of it, because it ended itself or a mirror was cancelled.
     pub(super) fn tap_lost(&mut self) {
-        if self.machine_stopped() {
+        if self
+            .capture
+            .as_ref()
+            .is_some_and(|active| active.capture.is_overdue())
+        {
+            self.put_down(End::Overload);
+            let what = "the harbor's disk did not take the guest's writes in time, so the guest goes on without us";
+            self.failed(&ApiError::new(ApiErrorKind::Unavailable, what));
+        } else if self.machine_stopped() {
             self.put_down(End::MachineStopped);
             self.look_at = Instant::now();
         } else {
@@ -80,10 +95,14 @@ impl Supervisor {
         let Some(mut active) = self.capture.take() else {
             return;
         };
-        if let End::TapLost | End::MachineStopped | End::JournalFailed = end {
-            self.machine.set_state(State::Retrying, "");
+        let detail = match end {
+            End::Overload => "the harbor's disk does not take the guest's writes in time",
+            _ => "",
+        };
+        if let End::TapLost | End::MachineStopped | End::JournalFailed | End::Overload = end {
+            self.machine.set_state(State::Retrying, detail);
         }
-        if let End::TapLost | End::JournalFailed = end {
+        if let End::TapLost | End::JournalFailed | End::Overload = end {
             // Before anything that may wait for QEMU: it may be waiting for us.
             active.capture.hang_up();
         }
@@ -116,6 +135,7 @@ impl Supervisor {
             }
             // From when on the mirrors did not stand is not known better than that.
             End::TapLost => (GapReason::TapLost, confirmed.time),
+            End::Overload => (GapReason::Overload, confirmed.time),
             End::JournalFailed => (GapReason::JournalFailed, now()),
         };
         drop(active.upkeep);
@@ -123,7 +143,7 @@ impl Supervisor {
         // Without a base point there are no points that could be missing.
         let recorded = match end {
             _ if !self.harbor().is_seeded() => Ok(()),
-            End::TapLost => recorder.open_gap_since(reason, start, confirmed.head),
+            End::TapLost | End::Overload => recorder.open_gap_since(reason, start, confirmed.head),
             _ => recorder.open_gap(reason, start),
         };
         if let Err(error) = recorded {
@@ -140,5 +160,116 @@ impl Supervisor {
             s.progress = None;
             s.stats = None;
         });
+    }
+
+    /// Leaves a capture that is in its steady state to the daemon's successor; puts any other down.
+    pub(super) fn hand_over(&mut self) {
+        match self.capture.take() {
+            Some(active) if active.ready && active.capture.lost().is_empty() => {
+                let confirmed = active.upkeep.confirmed();
+                drop(active.upkeep);
+                let left_out = self.machine.status().left_out;
+                if !active.capture.bequeath(&active.run, confirmed, &left_out) {
+                    tracing::warn!(
+                        machine = self.machine.name,
+                        "not handed over; its taps are closed"
+                    );
+                }
+            }
+            other => {
+                self.capture = other;
+                self.put_down(End::DaemonStopped);
+            }
+        }
+    }
+
+    /// Goes on with what an earlier daemon handed over; a gap is left to the usual way when that cannot be.
+    pub(super) fn inherit(&mut self, inherited: Vec<Inherited>) {
+        let Some(first) = inherited.first() else {
+            return;
+        };
+        let (legacy, harbor) = (first.legacy.clone(), self.harbor());
+        let (run, confirmed) = (legacy.run.clone(), legacy.confirmed());
+        let reason = self.cannot_inherit(&inherited, &legacy);
+        let outcome = match reason {
+            Some(reason) => {
+                inherited.iter().for_each(|tap| hang_up(&tap.socket));
+                Err(ApiError::new(ApiErrorKind::FailedPrecondition, reason))
+            }
+            None => {
+                let source = Arc::clone(&self.setting.source);
+                let watch = Arc::clone(&self.setting.watch);
+                Capture::inherit(&harbor, inherited, &*source, &self.tag, &watch)
+            }
+        };
+        let taken = outcome.and_then(|capture| {
+            // What was captured counts only if the mirrors stood all the time.
+            let side = capture.qemu_side();
+            let stood = match side.mirrors_stand() {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(ApiError::new(
+                    ApiErrorKind::Unavailable,
+                    "a mirror was ended meanwhile",
+                )),
+                Err(e) => Err(e),
+            };
+            match stood {
+                Ok(()) => self.begin(capture, run, true, legacy.left_out.clone()),
+                Err(e) => {
+                    capture.hang_up();
+                    let recorded = capture.recorder().open_gap_since(
+                        GapReason::TapLost,
+                        confirmed.time,
+                        confirmed.head,
+                    );
+                    if let Err(error) = recorded {
+                        let error = sentence(&error);
+                        tracing::warn!(
+                            machine = self.machine.name,
+                            error,
+                            "the gap is not recorded yet"
+                        );
+                    }
+                    capture.end();
+                    Err(e)
+                }
+            }
+        });
+        match taken {
+            Ok(()) => {
+                tracing::info!(
+                    machine = self.machine.name,
+                    "taps taken over from the daemon before"
+                );
+                self.machine.set_state(State::Protected, "");
+                self.gap = None;
+            }
+            Err(error) => {
+                tracing::warn!(
+                    machine = self.machine.name,
+                    error = error.what,
+                    "the taps of the daemon before are not taken over"
+                );
+                self.gap = Some((GapReason::TapLost, confirmed.time));
+            }
+        }
+    }
+
+    /// Says why what was handed over does not fit the harbor.
+    fn cannot_inherit(&self, inherited: &[Inherited], legacy: &Legacy) -> Option<String> {
+        let description = self.harbor().description();
+        let mut there: Vec<u16> = inherited.iter().map(|tap| tap.volume.0).collect();
+        there.sort_unstable();
+        let mut wanted = legacy.volumes.clone();
+        wanted.sort_unstable();
+        if description.mode != Mode::Active {
+            Some("the machine is not to be captured".into())
+        } else if there != wanted {
+            Some("not all of its taps are there".into())
+        } else if self.harbor().last_record() != Seq(legacy.head) {
+            Some("the journal does not end where the daemon before left it".into())
+        } else {
+            None
+        }
     }
 }

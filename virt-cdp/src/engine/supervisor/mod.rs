@@ -24,11 +24,12 @@ use self::ending::End;
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
     engine::{
-        capture::{Capture, ReadState},
+        capture::{Capture, Place, ReadState},
         errors::{from_harbor, from_monitor, sentence},
         machine::{Command, Machine, State, now},
         source::{self, Presence, Source},
         upkeep::{Upkeep, keep_definition},
+        watch::{Inherited, TapWatch},
     },
 };
 
@@ -51,6 +52,10 @@ pub(crate) struct Setting {
     pub(crate) private_dir: PathBuf,
     /// How often bitmaps are rotated.
     pub(crate) bitmap_interval: Duration,
+    /// Looks after the taps.
+    pub(crate) watch: Arc<TapWatch>,
+    /// Taps that an earlier daemon has left.
+    pub(crate) inherited: Vec<Inherited>,
 }
 
 struct Supervisor {
@@ -117,9 +122,12 @@ pub(crate) fn start(
 
 impl Supervisor {
     fn run(mut self, commands: &mpsc::Receiver<Command>) {
+        let inherited = std::mem::take(&mut self.setting.inherited);
+        self.inherit(inherited);
         loop {
             match commands.recv_timeout(self.next_wait()) {
                 Ok(Command::Shutdown) | Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Ok(Command::HandOver) => return self.hand_over(),
                 Ok(command) => self.obey(command),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
@@ -163,7 +171,7 @@ impl Supervisor {
             Command::Quiet(answer) => {
                 let _ = answer.send(self.quiet());
             }
-            Command::Shutdown => {}
+            Command::Shutdown | Command::HandOver => {}
         }
     }
 
@@ -252,13 +260,30 @@ impl Supervisor {
         } else {
             None
         };
-        let capture = Capture::start(
-            &harbor,
-            running,
-            &self.tag,
-            self.setting.private_dir.clone(),
-            gap,
-        )?;
+        let place = Place {
+            tag: &self.tag,
+            dir: self.setting.private_dir.clone(),
+            watch: &self.setting.watch,
+        };
+        let capture = Capture::start(&harbor, running, place, gap)?;
+        let state = if harbor.is_seeded() {
+            State::Resyncing
+        } else {
+            State::Seeding
+        };
+        self.begin(capture, run, false, left_out)?;
+        self.machine.set_state(state, "");
+        Ok(())
+    }
+
+    /// Looks after a capture from now on; `ready` says that its barrier is reached.
+    fn begin(
+        &mut self,
+        capture: Capture,
+        run: String,
+        ready: bool,
+        left_out: Vec<String>,
+    ) -> ApiResult<()> {
         let wake = Arc::downgrade(&self.machine);
         capture.recorder().on_failure(move |_| {
             if let Some(machine) = wake.upgrade() {
@@ -267,7 +292,7 @@ impl Supervisor {
         });
         let upkeep = Upkeep::start(
             Arc::clone(&self.setting.source),
-            harbor.clone(),
+            self.harbor(),
             capture.qemu_side(),
             self.setting.bitmap_interval,
         );
@@ -279,23 +304,17 @@ impl Supervisor {
                 return Err(ApiError::new(ApiErrorKind::ResourceExhausted, what));
             }
         };
-        let state = if harbor.is_seeded() {
-            State::Resyncing
-        } else {
-            State::Seeding
-        };
         self.machine.update(|s| {
             s.attached = capture.volumes();
             s.left_out = left_out;
-            s.progress = Some(Arc::clone(&capture.progress));
+            s.progress = (!ready).then(|| Arc::clone(&capture.progress));
         });
-        self.machine.set_state(state, "");
         self.captures += 1;
         self.capture = Some(Active {
             capture,
             number: self.captures,
             run,
-            ready: false,
+            ready,
             upkeep,
             next_point: Instant::now(),
         });
