@@ -152,9 +152,12 @@ impl Recorder {
         let Recording {
             shared, sequencer, ..
         } = &*self.recording;
-        let point = sequencer.take_point(grade, label, shared.xml_version(), always)?;
+        Ok(sequencer.take_point(grade, label, shared.xml_version(), always)?)
+    }
+
+    fn wait(&self, point: Option<Point>) -> Result<Option<Point>> {
         if let Some(point) = &point {
-            sequencer.wait_durable(point.seq)?;
+            self.recording.sequencer.wait_durable(point.seq)?;
         }
         Ok(point)
     }
@@ -183,7 +186,7 @@ impl Recorder {
     /// # Errors
     /// The label is too long; the recording is closed or has failed.
     pub fn point(&self, grade: Grade, label: Option<&str>) -> Result<Point> {
-        let point = self.make_point(GradeRule::Given(grade), label, true)?;
+        let point = self.wait(self.make_point(GradeRule::Given(grade), label, true)?)?;
         point.ok_or(HarborError::RecordingClosed)
     }
 
@@ -193,7 +196,8 @@ impl Recorder {
     /// # Errors
     /// As [`point`](Self::point).
     pub fn point_if_still(&self, writes: u64, label: Option<&str>) -> Result<Point> {
-        let point = self.make_point(GradeRule::QuiescedIfStill { writes }, label, true)?;
+        let rule = GradeRule::QuiescedIfStill { writes };
+        let point = self.wait(self.make_point(rule, label, true)?)?;
         point.ok_or(HarborError::RecordingClosed)
     }
 
@@ -203,7 +207,20 @@ impl Recorder {
     /// # Errors
     /// The recording is closed or has failed.
     pub fn point_if_written(&self) -> Result<Option<Point>> {
-        self.make_point(GradeRule::Given(Grade::Crash), None, false)
+        self.wait(self.make_point(GradeRule::Given(Grade::Crash), None, false)?)
+    }
+
+    /// Begins a point as [`point_if_written`](Self::point_if_written) makes it: it is offered as soon as it is on
+    /// stable storage, for which this does not wait. False when nothing was written.
+    ///
+    /// # Errors
+    /// The recording is closed or has failed.
+    pub fn begin_point_if_written(&self) -> Result<bool> {
+        let point = self.make_point(GradeRule::Given(Grade::Crash), None, false)?;
+        if let Some(point) = &point {
+            self.recording.sequencer.want_durable(point.seq);
+        }
+        Ok(point.is_some())
     }
 
     /// Records that writes may be missing since `start`; durable on return. Does nothing while a

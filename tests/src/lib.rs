@@ -158,6 +158,49 @@ impl Drop for Tmpfs {
     }
 }
 
+/// An ext4 in a file, mounted for a test, whose writes can be made to hang; unmounted at its end.
+pub struct HangingFs {
+    dir: PathBuf,
+    image: PathBuf,
+}
+
+impl HangingFs {
+    /// Makes one of `mib` MiB in the file `image` and mounts it at `dir`.
+    pub fn mount(dir: &Path, image: &Path, mib: u64) -> Self {
+        let file = image.to_str().expect("a plain path");
+        must("truncate", &["-s", &format!("{mib}M"), file]);
+        must("mkfs.ext4", &["-q", "-F", file]);
+        let made = Self {
+            dir: dir.to_path_buf(),
+            image: image.to_path_buf(),
+        };
+        must("mount", &["-o", "loop", file, made.path()]);
+        made
+    }
+
+    /// Has every write to it wait from now on, as on a disk that does not answer.
+    pub fn hang(&self) {
+        must("fsfreeze", &["-f", self.path()]);
+    }
+
+    /// Has it answer again.
+    pub fn answer(&self) {
+        must("fsfreeze", &["-u", self.path()]);
+    }
+
+    fn path(&self) -> &str {
+        self.dir.to_str().expect("a plain path")
+    }
+}
+
+impl Drop for HangingFs {
+    fn drop(&mut self) {
+        run("fsfreeze", &["-u", self.path()]);
+        run("umount", &["-l", self.path()]);
+        let _ = std::fs::remove_file(&self.image);
+    }
+}
+
 /// Waits until `what` holds, asking every 50 ms; fails with its last answer at the deadline.
 pub fn wait_for<T>(
     what: &str,

@@ -387,6 +387,14 @@ impl Sequencer {
         };
     }
 
+    /// Has the writer put `seq` on stable storage soon, without waiting for it.
+    pub(crate) fn want_durable(&self, seq: Seq) {
+        let mut line = self.lock();
+        if line.counts.durable < seq && line.sync_targets.insert(seq) {
+            self.work.notify_one();
+        }
+    }
+
     /// Waits until `seq` is on stable storage.
     pub(crate) fn wait_durable(&self, seq: Seq) -> Result<(), Refused> {
         let mut line = self.lock();

@@ -3,6 +3,7 @@
 mod architecture;
 
 mod bad_input;
+mod bypass;
 
 mod demo;
 

@@ -9,7 +9,7 @@ use virt_cdp_tests::{daemon::Daemon, guest::Guest, must, needs_libvirt, run, uni
 
 const SOON: Duration = Duration::from_secs(60);
 
-fn same_as_live(daemon: &Daemon, guest: &Guest, name: &str) {
+pub(crate) fn same_as_live(daemon: &Daemon, guest: &Guest, name: &str) {
     guest.flush();
     daemon.ok(&["point-create", name]);
     let view = daemon.json(&["view-open", name, "--at", "latest"]);
@@ -23,7 +23,7 @@ fn same_as_live(daemon: &Daemon, guest: &Guest, name: &str) {
 }
 
 /// The longest single write of a guest's load, in ms, as `wload` prints it.
-fn longest_ms(out: &str) -> u64 {
+pub(crate) fn longest_ms(out: &str) -> u64 {
     let word = out
         .split_whitespace()
         .find_map(|w| w.strip_prefix("max_us="))

@@ -35,6 +35,8 @@ use crate::{
 
 /// How often a capture is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+/// A look that comes this long after the one before says that this process was stopped.
+const LATE: Duration = Duration::from_millis(500);
 /// How often it is asked whether a machine that is off runs again; events make it sooner.
 const PRESENCE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a machine that is about to start is looked at as often as a capture.
@@ -82,6 +84,7 @@ struct Active {
     ready: bool,
     upkeep: Upkeep,
     next_point: Instant,
+    looked: Instant,
 }
 
 /// The short tag of a machine, from its id: what its pieces inside QEMU are named after.
@@ -317,6 +320,7 @@ impl Supervisor {
             ready,
             upkeep,
             next_point: Instant::now(),
+            looked: Instant::now(),
         });
         Ok(())
     }
@@ -339,6 +343,8 @@ impl Supervisor {
         let Some(active) = &mut self.capture else {
             return;
         };
+        let slept = active.looked.elapsed() > LATE;
+        active.looked = Instant::now();
         let stats = active.capture.recorder().stats();
         self.machine.update(|s| s.stats = Some(stats));
         if let Some(failure) = active.capture.recorder().failure() {
@@ -360,10 +366,12 @@ impl Supervisor {
             }
             return;
         }
-        if Instant::now() >= active.next_point {
+        // After having been stopped, what became of the taps meanwhile is learnt first.
+        if !slept && Instant::now() >= active.next_point {
             let interval = Duration::from_millis(self.machine.description().point_interval_ms);
             active.next_point = next_moment(active.next_point, interval);
-            if let Err(error) = active.capture.recorder().point_if_written() {
+            // A disk that hangs must not keep this thread from noticing what comes of it.
+            if let Err(error) = active.capture.recorder().begin_point_if_written() {
                 tracing::warn!(
                     machine = self.machine.name,
                     error = sentence(&error),

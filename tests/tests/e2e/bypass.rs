@@ -1,0 +1,204 @@
+//! Whatever holds the daemon up, the guest goes on within the bypass deadline; an upgrade it does not see at all.
+
+use std::{
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use virt_cdp_tests::{
+    HangingFs, daemon::Daemon, guest::Guest, must, needs_libvirt, run, unique, wait_for,
+};
+
+use crate::restart::{longest_ms, same_as_live};
+
+const SOON: Duration = Duration::from_secs(60);
+/// The bypass deadline and what is allowed on top of it, in ms.
+const BOUND_MS: u64 = 1300;
+
+/// A guest that writes for `seconds`; the answer is its longest write in ms. It fails if a write does.
+fn load(name: &str, seconds: u32) -> JoinHandle<u64> {
+    let name = name.to_owned();
+    thread::spawn(move || {
+        let out =
+            Guest::existing(&name).sh(&format!("wload /dev/vda --seconds {seconds} --size-mib 32"));
+        longest_ms(&out)
+    })
+}
+
+fn guards_of(daemon: &Daemon) -> Vec<String> {
+    let socket = daemon.dir.join("run/private/guard.sock");
+    let ran = run(
+        "pgrep",
+        &["-f", &format!("virtcdp-guard {}", socket.display())],
+    );
+    ran.out.split_whitespace().map(str::to_owned).collect()
+}
+
+fn gaps(daemon: &Daemon, name: &str) -> Vec<String> {
+    let info = daemon.json(&["info", name]);
+    let gaps = info["gaps"].as_array().expect("gaps").iter();
+    gaps.map(|gap| gap["reason"].as_str().expect("a reason").to_owned())
+        .collect()
+}
+
+#[test]
+fn a_stopped_daemon_holds_the_guest_up_no_longer_than_the_deadline() {
+    if !needs_libvirt() {
+        return;
+    }
+    let name = unique("stop");
+    let guest = Guest::start(&name, &[("qcow2", 64 << 20)]);
+    let mut daemon = Daemon::start();
+    daemon.ok(&["protect", &name]);
+    let old = daemon.json(&["point-create", &name, "--label", "before"]);
+
+    let writing = load(&name, 6);
+    thread::sleep(Duration::from_secs(1));
+    must("kill", &["-STOP", &daemon.pid().to_string()]);
+    thread::sleep(Duration::from_secs(3));
+    must("kill", &["-CONT", &daemon.pid().to_string()]);
+    let longest = writing.join().expect("the guest's load went well");
+    eprintln!("longest write while the daemon was stopped: {longest} ms");
+    assert!(longest < BOUND_MS, "{longest} ms");
+    wait_for("the gap is known", SOON, || {
+        let gaps = gaps(&daemon, &name);
+        let known = gaps.iter().any(|gap| gap == "tap-lost");
+        if known {
+            Ok(())
+        } else {
+            Err(format!("{gaps:?}"))
+        }
+    });
+    daemon.wait_state(&name, "protected", SOON);
+
+    // Another guard takes the place of one that ends, and does the same.
+    let first = guards_of(&daemon);
+    assert_eq!(first.len(), 1, "{first:?}");
+    must("kill", &["-KILL", &first[0]]);
+    wait_for("another guard", Duration::from_secs(5), || {
+        let now = guards_of(&daemon);
+        if now.len() == 1 && now != first {
+            Ok(())
+        } else {
+            Err(format!("{now:?}"))
+        }
+    });
+    let writing = load(&name, 4);
+    thread::sleep(Duration::from_secs(1));
+    must("kill", &["-STOP", &daemon.pid().to_string()]);
+    let longest = writing.join().expect("the guest's load went well");
+    must("kill", &["-CONT", &daemon.pid().to_string()]);
+    assert!(longest < BOUND_MS, "{longest} ms");
+    daemon.wait_state(&name, "protected", SOON);
+    same_as_live(&daemon, &guest, &name);
+    let points = daemon.json(&["point-list", &name]);
+    assert!(
+        points
+            .to_string()
+            .contains(&format!("\"id\":{}", old["id"]))
+    );
+    daemon.stop();
+    wait_for(
+        "the guard ends with its daemon",
+        Duration::from_secs(5),
+        || {
+            if guards_of(&daemon).is_empty() {
+                Ok(())
+            } else {
+                Err("it is there".into())
+            }
+        },
+    );
+}
+
+#[test]
+fn an_upgrade_takes_the_taps_over_and_makes_no_gap() {
+    if !needs_libvirt() {
+        return;
+    }
+    let name = unique("upgr");
+    let guest = Guest::start(&name, &[("qcow2", 64 << 20)]);
+    let mut daemon = Daemon::start();
+    daemon.ok(&["protect", &name]);
+    let gaps_before = gaps(&daemon, &name);
+    let jobs = || {
+        guest.virsh(&[
+            "qemu-monitor-command",
+            &name,
+            "{\"execute\":\"query-block-jobs\"}",
+        ])
+    };
+    assert!(jobs().contains("mirror"));
+
+    let writing = load(&name, 8);
+    for round in 1..=3 {
+        thread::sleep(Duration::from_millis(1500));
+        let started = daemon.json(&["status"])["started"].to_string();
+        must("kill", &["-HUP", &daemon.pid().to_string()]);
+        wait_for("the daemon serves anew", SOON, || {
+            let ran = daemon.cli(&["--json", "status"]);
+            if ran.ok && !ran.out.contains(&started) {
+                Ok(())
+            } else {
+                Err(ran.err)
+            }
+        });
+        let info = daemon.json(&["info", &name]);
+        assert_eq!(info["state"], "protected", "round {round}: {info}");
+    }
+    let longest = writing.join().expect("the guest's load went well");
+    eprintln!("longest write over three upgrades: {longest} ms");
+    assert!(longest < BOUND_MS, "{longest} ms");
+    assert_eq!(gaps(&daemon, &name), gaps_before);
+    assert!(jobs().contains("mirror"));
+    same_as_live(&daemon, &guest, &name);
+
+    // A configuration that is wrong keeps the daemon as it is.
+    let config = daemon.dir.join("virtcdpd.toml");
+    let right = std::fs::read_to_string(&config).expect("the configuration");
+    std::fs::write(&config, format!("{right}\n[no-such-table]\n")).expect("written");
+    must("kill", &["-HUP", &daemon.pid().to_string()]);
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(daemon.json(&["info", &name])["state"], "protected");
+    std::fs::write(&config, right).expect("written");
+    daemon.stop();
+}
+
+#[test]
+fn a_disk_that_hangs_is_an_overload_and_no_burden_to_the_guest() {
+    if !needs_libvirt() {
+        return;
+    }
+    let name = unique("hang");
+    let guest = Guest::start(&name, &[("qcow2", 64 << 20)]);
+    let mut daemon = Daemon::start();
+    let disk = HangingFs::mount(&daemon.harbors(), &daemon.dir.join("harbors.img"), 700);
+    daemon.ok(&["protect", &name]);
+    guest.sh("dd if=/dev/urandom of=/dev/vda bs=1M count=8 oflag=direct");
+    let old = daemon.json(&["point-create", &name, "--label", "before"]);
+
+    disk.hang();
+    // More than the IO buffer holds.
+    let begun = std::time::Instant::now();
+    guest.sh("for i in 1 2 3; do dd if=/dev/urandom of=/dev/vda bs=1M count=60 oflag=direct || exit 1; done");
+    eprintln!(
+        "180 MiB while the harbor's disk hung: {:?}",
+        begun.elapsed()
+    );
+    let longest = load(&name, 2).join().expect("the guest's load went well");
+    assert!(longest < BOUND_MS, "{longest} ms");
+    let info = daemon.json(&["info", &name]);
+    assert_eq!(info["state"], "retrying", "{info}");
+    disk.answer();
+    daemon.wait_state(&name, "protected", SOON);
+    let reasons = gaps(&daemon, &name);
+    assert!(reasons.iter().any(|gap| gap == "overload"), "{reasons:?}");
+    same_as_live(&daemon, &guest, &name);
+    let points = daemon.json(&["point-list", &name]);
+    assert!(
+        points
+            .to_string()
+            .contains(&format!("\"id\":{}", old["id"]))
+    );
+    daemon.stop();
+}
