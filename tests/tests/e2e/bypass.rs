@@ -89,6 +89,15 @@ fn a_stopped_daemon_holds_the_guest_up_no_longer_than_the_deadline() {
     let longest = writing.join().expect("the guest's load went well");
     must("kill", &["-CONT", &daemon.pid().to_string()]);
     assert!(longest < BOUND_MS, "{longest} ms");
+    wait_for("the second gap is known", SOON, || {
+        let gaps = gaps(&daemon, &name);
+        let lost = gaps.iter().filter(|gap| *gap == "tap-lost").count();
+        if lost == 2 {
+            Ok(())
+        } else {
+            Err(format!("{gaps:?}"))
+        }
+    });
     daemon.wait_state(&name, "protected", SOON);
     same_as_live(&daemon, &guest, &name);
     let points = daemon.json(&["point-list", &name]);
