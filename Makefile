@@ -6,8 +6,9 @@ BIN := target/debug/virt-cdp
 
 SEEDS ?= 500
 SEED ?=
+MINUTES ?= 20
 
-.PHONY: help setup build demo test lint e2e unit sim bench man install clean
+.PHONY: help setup build demo test lint e2e unit sim soak bench man install clean
 
 help:
 	@echo 'make demo     protect a real Debian guest, destroy its data, get it back'
@@ -15,6 +16,7 @@ help:
 	@echo 'make build    the program, $(BIN) (as virtcdpd: the daemon)'
 	@echo 'make lint     formatting, clippy with warnings denied, documentation'
 	@echo 'make sim      crashes and failing storage from SEEDS=$(SEEDS) seeds, or from SEED=n alone'
+	@echo 'make soak     faults against the capture of a real guest for MINUTES=$(MINUTES), in an order from SEED=n'
 	@echo 'make bench    measurements; see BENCHMARKS.md'
 	@echo 'make install  program, unit file, configuration, completions, man pages below PREFIX=$(PREFIX)'
 
@@ -48,6 +50,12 @@ e2e: build
 	tests/guest/build-small >/dev/null
 	tests/guest/build-debian >/dev/null
 	$(CARGO) test --locked -p virt-cdp-tests -- --test-threads 1
+
+# A part of `e2e` for two minutes; here for as long as one likes.
+soak: setup
+	$(CARGO) build --locked --workspace --all-targets
+	tests/guest/build-small >/dev/null
+	SOAK_MINUTES=$(MINUTES) SOAK_SEED=$(SEED) $(CARGO) test --locked -p virt-cdp-tests --test e2e -- --nocapture soak
 
 bench: setup
 	$(CARGO) build --locked --workspace

@@ -227,3 +227,49 @@ pub fn now_ns() -> i64 {
         .expect("after 1970");
     i64::try_from(since.as_nanos()).expect("before 2262")
 }
+
+/// Nanoseconds since the epoch of a UTC time such as `2026-11-22T08:51:00.710431833Z`; `None` if it is no such time.
+pub fn epoch_ns(text: &str) -> Option<i64> {
+    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let (whole, fraction) = time.split_once('.').unwrap_or((time, ""));
+    let numbers = |text: &str, by: char| -> Option<Vec<i64>> {
+        text.split(by).map(|part| part.parse().ok()).collect()
+    };
+    let [year, month, day] = numbers(date, '-')?.try_into().ok()?;
+    let [hours, minutes, seconds] = numbers(whole, ':')?.try_into().ok()?;
+    // Years that begin in March have their leap day at the end.
+    let (year, month) = if month < 3 {
+        (year - 1, month + 9)
+    } else {
+        (year, month - 3)
+    };
+    let days =
+        year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 719_469;
+    let ns: i64 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
+    Some((((days * 24 + hours) * 60 + minutes) * 60 + seconds) * 1_000_000_000 + ns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read() {
+        for (text, ns) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("1970-01-01T00:00:01.5Z", Some(1_500_000_000)),
+            (
+                "2026-11-22T08:51:00.710431833Z",
+                Some(1_795_337_460_710_431_833),
+            ),
+            ("2024-02-29T23:59:59Z", Some(1_709_251_199_000_000_000)),
+            (
+                "2024-03-01T00:00:00.000000001Z",
+                Some(1_709_251_200_000_000_001),
+            ),
+            ("yesterday", None),
+        ] {
+            assert_eq!(epoch_ns(text), ns, "{text}");
+        }
+    }
+}

@@ -31,10 +31,10 @@ const POINTS: usize = 100;
 const RUN: Duration = Duration::from_secs(POINTS as u64 + 6);
 
 /// A random sequence from a seed (xorshift64*).
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

@@ -15,7 +15,11 @@ mod lifecycle;
 
 mod quiesce;
 
+mod marks;
+
 mod restart;
+
+mod soak;
 
 mod takeover;
 

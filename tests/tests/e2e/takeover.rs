@@ -47,7 +47,7 @@ fn ns(time: &Value) -> i64 {
 }
 
 /// The guest's clock minus the host's, in ns, to a few ms.
-fn clock_offset(guest: &Guest) -> i64 {
+pub(crate) fn clock_offset(guest: &Guest) -> i64 {
     let before = virt_cdp_tests::now_ns();
     let out = guest.sh(
         "mkdir -p /tmp/c; rows /tmp/c --count 1 --interval-ms 1; rows --check /tmp/c; rm -r /tmp/c",
