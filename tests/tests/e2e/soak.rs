@@ -235,10 +235,10 @@ fn a_soak_of_faults_leaves_the_guest_alone_and_the_history_right() {
          </dev/null >/dev/null 2>&1 &",
         seconds + 15
     ));
-    guest.sh(&format!(
+    guest.sh(
         "(while wload /dev/vdc --bs 65536 --seconds 1; do usleep 300000; test -e /tmp/marks.code && break; done) \
-         </dev/null >/dev/null 2>&1 &"
-    ));
+         </dev/null >/dev/null 2>&1 &",
+    );
     let mut soak = Soak {
         name: name.clone(),
         guest,
