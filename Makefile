@@ -7,8 +7,10 @@ BIN := target/debug/virt-cdp
 SEEDS ?= 500
 SEED ?=
 MINUTES ?= 20
+TARGET ?=
+SECONDS ?= 60
 
-.PHONY: help setup build demo test lint e2e unit sim soak bench man install clean
+.PHONY: help setup build demo test lint e2e unit sim fuzz soak bench man install clean
 
 help:
 	@echo 'make demo     protect a real Debian guest, destroy its data, get it back'
@@ -17,6 +19,7 @@ help:
 	@echo 'make lint     formatting, clippy with warnings denied, documentation'
 	@echo 'make sim      crashes and failing storage from SEEDS=$(SEEDS) seeds, or from SEED=n alone'
 	@echo 'make soak     faults against the capture of a real guest for MINUTES=$(MINUTES), in an order from SEED=n'
+	@echo 'make fuzz     foreign bytes for SECONDS=$(SECONDS) each, or for TARGET=name alone; guided by coverage where nightly is'
 	@echo 'make bench    measurements; see BENCHMARKS.md'
 	@echo 'make install  program, unit file, configuration, completions, man pages below PREFIX=$(PREFIX)'
 
@@ -44,6 +47,10 @@ unit: build
 sim:
 	SEEDS=$(SEEDS) SEED=$(SEED) $(CARGO) test --locked -p cdp-core --test sim
 	SEEDS=$(SEEDS) SEED=$(SEED) $(CARGO) test --locked -p qemu-hook --test nbd -- --nocapture tap_door
+
+# A part of `unit` for 5 seconds each, on any toolchain; what is found lies in target/fuzz or in libfuzzer/artifacts.
+fuzz:
+	tests/fuzz/run '$(TARGET)' '$(SECONDS)'
 
 # One guest at a time: two cores carry one emulated machine well.
 e2e: build

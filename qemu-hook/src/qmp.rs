@@ -60,8 +60,18 @@ impl QmpSocket {
     /// [`MonitorError::Lost`] when nothing listens there, or somebody else holds the socket (QMP
     /// sockets serve one client at a time); [`MonitorError::Malformed`] when it is not QMP.
     pub fn connect(path: &Path) -> Result<Self, MonitorError> {
-        let lost = |e: io::Error| lost("connect", &format!("{}: {e}", path.display()));
-        let stream = UnixStream::connect(path).map_err(lost)?;
+        let name = path.display().to_string();
+        let stream = UnixStream::connect(path)
+            .map_err(|e: io::Error| lost("connect", &format!("{name}: {e}")))?;
+        Self::over(stream, &name)
+    }
+
+    /// Negotiates capabilities over a socket that is connected; `name` is for messages.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn over(stream: UnixStream, name: &str) -> Result<Self, MonitorError> {
+        let lost = |e: io::Error| lost("connect", &format!("{name}: {e}"));
         stream
             .set_read_timeout(Some(GREETING_DEADLINE))
             .map_err(lost)?;
@@ -73,8 +83,7 @@ impl QmpSocket {
                 return Err(self::lost(
                     "connect",
                     &format!(
-                        "{}: no greeting within {} s (a QMP socket serves one client at a time: is somebody else connected?)",
-                        path.display(),
+                        "{name}: no greeting within {} s (a QMP socket serves one client at a time: is somebody else connected?)",
                         GREETING_DEADLINE.as_secs()
                     ),
                 ));
@@ -85,7 +94,7 @@ impl QmpSocket {
         if hello.get("QMP").is_none() {
             return Err(MonitorError::Malformed {
                 command: "connect".into(),
-                reason: format!("{} does not greet as QMP", path.display()),
+                reason: format!("{name} does not greet as QMP"),
             });
         }
         stream.set_read_timeout(None).map_err(lost)?;

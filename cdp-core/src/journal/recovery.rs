@@ -316,6 +316,10 @@ impl Recovery<'_> {
     fn learn(&mut self, ends: &Ends<'_>, others: &[Record]) {
         for record in others {
             match record.kind {
+                Kind::Point if !self.follows(record) => {
+                    let what = format!("point {} is not in order", record.offset);
+                    self.damage(ends.path, what);
+                }
                 Kind::Point => {
                     let label = self.label(ends, record);
                     self.catalog.add_point(point(record, label));
@@ -329,6 +333,13 @@ impl Recovery<'_> {
                 _ => {}
             }
         }
+    }
+
+    /// Tells whether a point comes behind all points so far: they are looked up by that order.
+    fn follows(&self, record: &Record) -> bool {
+        self.catalog.points.last().is_none_or(|last| {
+            last.id.0 < record.offset && last.seq < record.seq && last.time < record.time
+        })
     }
 
     fn label(&mut self, ends: &Ends<'_>, record: &Record) -> Option<String> {
@@ -446,7 +457,13 @@ fn read_others(ends: &Ends<'_>, footer: &Footer) -> Result<Vec<Record>> {
         ..*footer
     };
     let bytes = read_index(ends.path, &*ends.file, &others_only)?;
-    let records = bytes.chunks_exact(RECORD_LEN).map(Record::decode);
+    let within = footer.first_seq..=footer.last_seq;
+    let records = bytes.chunks_exact(RECORD_LEN).map(|bytes| {
+        Record::decode(bytes).and_then(|record| match within.contains(&record.seq) {
+            true => Ok(record),
+            false => Err(Broken::Field("the number of a record")),
+        })
+    });
     let records: Result<Vec<Record>, Broken> = records.collect();
     records.map_err(|broken| HarborError::damaged(ends.path, broken.to_string()))
 }
