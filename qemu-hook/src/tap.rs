@@ -177,7 +177,7 @@ impl AsFd for TapHandle {
     }
 }
 
-/// Runs [`serve_tap`] in a thread named `tap-<name>`.
+/// Serves QEMU in a thread named `tap-<name>`.
 ///
 /// # Errors
 /// [`NbdError::BadExport`]: the name or the size cannot be offered; [`NbdError::Thread`]: there is
