@@ -21,7 +21,7 @@ help:
 	@echo 'make soak     faults against the capture of a real guest for MINUTES=$(MINUTES), in an order from SEED=n'
 	@echo 'make fuzz     foreign bytes for SECONDS=$(SECONDS) each, or for TARGET=name alone; guided by coverage where nightly is'
 	@echo 'make bench    measurements; see BENCHMARKS.md'
-	@echo 'make install  program, unit file, configuration, completions, man pages below PREFIX=$(PREFIX)'
+	@echo 'make install  what virt-cdp host-install lays down, below PREFIX=$(PREFIX)'
 
 setup:
 	@tests/setup
@@ -69,22 +69,7 @@ bench: setup
 	tests/bench
 
 install: build
-	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/bin/virt-cdp
-	install -d $(DESTDIR)$(PREFIX)/sbin
-	ln -sf ../bin/virt-cdp $(DESTDIR)$(PREFIX)/sbin/virtcdpd
-	test -e $(DESTDIR)/etc/virt-cdp/virtcdpd.toml || \
-	  install -D -m 0644 plugins/host/virtcdpd.toml $(DESTDIR)/etc/virt-cdp/virtcdpd.toml
-	sed 's|/usr/bin/virtcdpd|$(PREFIX)/sbin/virtcdpd|' plugins/host/virtcdpd.service > target/virtcdpd.service
-	install -D -m 0644 target/virtcdpd.service $(DESTDIR)/etc/systemd/system/virtcdpd.service
-	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man8
-	$(BIN) man target/man
-	install -m 0644 target/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
-	install -m 0644 target/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8/
-	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions
-	if [ -d /etc/apparmor.d ] && ! grep -qs virt-cdp $(DESTDIR)/etc/apparmor.d/local/abstractions/libvirt-qemu; then \
-	  install -d $(DESTDIR)/etc/apparmor.d/local/abstractions; \
-	  cat plugins/host/apparmor/libvirt-qemu >> $(DESTDIR)/etc/apparmor.d/local/abstractions/libvirt-qemu; fi
-	$(BIN) completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/virt-cdp
+	$(BIN) host-install --root '$(DESTDIR)/' --prefix '$(PREFIX)'
 
 clean:
 	$(CARGO) clean

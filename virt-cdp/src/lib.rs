@@ -7,6 +7,8 @@ pub mod engine;
 
 pub mod guard;
 
+pub(crate) mod host;
+
 pub mod cli;
 
 pub mod units;

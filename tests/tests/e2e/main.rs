@@ -11,6 +11,8 @@ mod disks;
 
 mod exactness;
 
+mod hook;
+
 mod lifecycle;
 
 mod quiesce;

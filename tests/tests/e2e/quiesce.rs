@@ -166,7 +166,7 @@ fn a_quiesced_point_needs_no_repair_and_a_crash_point_does() {
 
 #[test]
 fn a_freeze_that_comes_too_late_is_thawed_and_so_is_one_whose_daemon_was_killed() {
-    if !needs_libvirt() {
+    if !needs_libvirt() || !needs(&["pgrep"]) {
         return;
     }
     let name = unique("late");
@@ -203,45 +203,69 @@ fn a_freeze_that_comes_too_late_is_thawed_and_so_is_one_whose_daemon_was_killed(
     write_through(&guest, Duration::from_secs(10)).expect("thawed");
     no_gaps(&daemon, &name);
 
-    // The daemon is killed while the agent is about to freeze: nobody is there to thaw.
-    let call = {
-        let (socket, name) = (daemon.socket(), name.clone());
-        thread::spawn(move || {
-            let program = virt_cdp_tests::program();
-            let socket = socket.display().to_string();
-            virt_cdp_tests::run(
-                program.to_str().expect("plain"),
-                &["-c", &socket, "point-create", &name, "--quiesce"],
-            )
-        })
+    // The daemon is killed while the agent is about to freeze: the watch that was started beside sees it.
+    let frozen_by = |daemon: &mut Daemon, watch_too: bool| {
+        let call = {
+            let (socket, name) = (daemon.socket(), name.clone());
+            thread::spawn(move || {
+                let program = virt_cdp_tests::program();
+                let socket = socket.display().to_string();
+                virt_cdp_tests::run(
+                    program.to_str().expect("plain"),
+                    &["-c", &socket, "point-create", &name, "--quiesce"],
+                )
+            })
+        };
+        let some = || {
+            if owed() == 0 {
+                Err("none".into())
+            } else {
+                Ok(())
+            }
+        };
+        wait_for("the marker is written", Duration::from_secs(20), some);
+        let of_ours = format!("thaw-watch {}", marker.display());
+        let watch = wait_for("the watch runs", Duration::from_secs(4), || {
+            let found = virt_cdp_tests::run("pgrep", &["-f", &of_ours]).out;
+            match found.trim() {
+                "" => Err("none".into()),
+                pid => Ok(pid.to_owned()),
+            }
+        });
+        let watch = watch.as_str();
+        // So that the freeze is with the agent.
+        thread::sleep(Duration::from_millis(700));
+        let open = must("ls", &["-l", &format!("/proc/{watch}/fd")]);
+        assert!(
+            open.lines().filter(|line| line.contains("socket:")).count() == 0,
+            "the watch holds no tap: {open}"
+        );
+        if watch_too {
+            must("kill", &["-KILL", watch]);
+        }
+        daemon.kill();
+        assert!(!call.join().expect("it ends").ok, "the call was cut off");
     };
-    wait_for(
-        "the marker is written",
-        Duration::from_secs(20),
-        || match owed() {
-            0 => Err("not yet".into()),
-            _ => Ok(()),
-        },
-    );
-    thread::sleep(Duration::from_millis(300));
-    daemon.kill();
-    assert!(!call.join().expect("it ends").ok, "the call was cut off");
-    wait_for(
-        "the guest is frozen",
-        Duration::from_secs(30),
-        || match write_through(&guest, Duration::from_secs(1)) {
-            Ok(()) => Err("it writes".into()),
-            Err(_) => Ok(()),
-        },
-    );
+    let thawed = || match owed() {
+        0 => Ok(()),
+        n => Err(format!("{n} owed")),
+    };
+    frozen_by(&mut daemon, false);
+    wait_for("the watch thaws", Duration::from_secs(40), thawed);
+    write_through(&guest, Duration::from_secs(10)).expect("thawed without a daemon");
+    daemon.start_again();
+    daemon.wait_state(&name, "protected", Duration::from_secs(60));
+
+    // And the watch with it, as when the host's memory is full: nobody is there to thaw.
+    frozen_by(&mut daemon, true);
+    let frozen = || match write_through(&guest, Duration::from_secs(1)) {
+        Ok(()) => Err("it writes".into()),
+        Err(_) => Ok(()),
+    };
+    wait_for("the guest is frozen", Duration::from_secs(30), frozen);
     assert_eq!(owed(), 1);
     daemon.start_again();
     write_through(&guest, Duration::from_secs(30)).expect("the next start thaws");
-    wait_for("the marker goes", Duration::from_secs(20), || {
-        match owed() {
-            0 => Ok(()),
-            n => Err(format!("{n} owed")),
-        }
-    });
+    wait_for("the marker goes", Duration::from_secs(20), thawed);
     daemon.wait_state(&name, "protected", Duration::from_secs(60));
 }

@@ -59,6 +59,11 @@ impl Address {
         Ok(Self { path: path.into() })
     }
 
+    /// Whether it is where a daemon listens that was told nothing else.
+    pub(super) fn is_usual(&self) -> bool {
+        self.path == Path::new(DEFAULT_SOCKET)
+    }
+
     /// Returns it as a URI.
     pub(super) fn uri(&self) -> String {
         format!("unix://{}", self.path.display())

@@ -7,7 +7,10 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::api::v1;
+use crate::{
+    api::v1,
+    host::{Done, Step},
+};
 
 /// Prints a moment as RFC 3339 with nanoseconds; none for 0.
 pub(super) fn time(ns: i64) -> Option<String> {
@@ -261,6 +264,31 @@ document! {
 document! {
     /// `takeover-list`.
     Takeovers(l: v1::TakeoverList) { takeovers: Vec<Takeover> = all(&l.takeovers), }
+}
+
+/// One path of `host-install` or `host-uninstall`: `done` is made, updated, kept, removed or left.
+#[derive(Debug, Serialize)]
+pub(super) struct HostStep {
+    path: String,
+    done: &'static str,
+    reason: &'static str,
+}
+
+impl From<&Step> for HostStep {
+    fn from(step: &Step) -> Self {
+        let (done, reason) = match step.done {
+            Done::Made => ("made", ""),
+            Done::Updated => ("updated", ""),
+            Done::Kept => ("kept", ""),
+            Done::Removed => ("removed", ""),
+            Done::Left(reason) => ("left", reason),
+        };
+        Self {
+            path: step.path.display().to_string(),
+            done,
+            reason,
+        }
+    }
 }
 
 fn all<'a, M, D: From<&'a M>>(messages: &'a [M]) -> Vec<D> {

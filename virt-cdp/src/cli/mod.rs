@@ -12,6 +12,9 @@ mod session;
 
 mod export;
 mod generate;
+mod hook;
+mod host_install;
+mod host_uninstall;
 mod info;
 mod list;
 mod point_create;
@@ -24,6 +27,7 @@ mod takeover;
 mod takeover_commit;
 mod takeover_discard;
 mod takeover_list;
+mod thaw_watch;
 mod unprotect;
 mod version;
 mod view_close;
@@ -110,11 +114,17 @@ enum Command {
     TakeoverDiscard(takeover_discard::Args),
     TakeoverCommit(takeover_commit::Args),
     Status(status::Args),
+    HostInstall(host_install::Args),
+    HostUninstall(host_uninstall::Args),
     Version(version::Args),
     #[command(hide = true)]
     Completions(generate::Completions),
     #[command(hide = true)]
     Man(generate::Man),
+    #[command(hide = true)]
+    Hook(hook::Args),
+    #[command(hide = true)]
+    ThawWatch(thaw_watch::Args),
     #[command(hide = true)]
     Daemon(daemon::args::Args),
 }
@@ -139,12 +149,22 @@ impl Command {
             Self::TakeoverDiscard(args) => takeover_discard::run(args, session),
             Self::TakeoverCommit(args) => takeover_commit::run(args, session),
             Self::Status(args) => status::run(args, session),
+            Self::HostInstall(args) => host_install::run(args, session),
+            Self::HostUninstall(args) => host_uninstall::run(args, session),
             Self::Version(args) => version::run(args, session),
             Self::Completions(args) => {
                 generate::completions(&args);
                 Ok(())
             }
             Self::Man(args) => generate::man(&args),
+            Self::Hook(args) => {
+                hook::run(args, session);
+                Ok(())
+            }
+            Self::ThawWatch(args) => {
+                thaw_watch::run(&args);
+                Ok(())
+            }
             // Taken before a session is made; there is nothing to do with it here.
             Self::Daemon(_) => Ok(()),
         }

@@ -20,8 +20,8 @@ use crate::{
 };
 
 /// Said where AppArmor runs without our rules.
-const APPARMOR_PROBLEM: &str = "AppArmor keeps QEMU from the sockets of views, so takeovers will not start: append \
-    plugins/host/apparmor/libvirt-qemu to /etc/apparmor.d/local/abstractions/libvirt-qemu ('make install' does)";
+const APPARMOR_PROBLEM: &str = "AppArmor keeps QEMU from the sockets of views, so takeovers will not start: run \
+    'virt-cdp host-install', which adds our rules to /etc/apparmor.d/local/abstractions/libvirt-qemu";
 
 /// Engine calls need the shared pointer; the API's trait is implemented on this handle.
 pub struct EngineHandle(Arc<Engine>);

@@ -47,6 +47,7 @@ mod jobs;
 mod calls;
 
 pub use calls::{EngineHandle, open};
+pub(crate) use quiesce::watch::run as watch_freeze;
 
 use std::{
     collections::BTreeMap,
@@ -64,7 +65,7 @@ use self::{
     errors::{from_harbor, from_libvirt},
     jobs::Jobs,
     machine::Machine,
-    quiesce::{Made, marker::Markers},
+    quiesce::{Made, marker::Markers, watch::Watch},
     source::{DomainSource, QmpSource, Source},
     supervisor::Setting,
     takeovers::Takeovers,
@@ -118,7 +119,8 @@ impl Engine {
                 .map_err(|e| dir_error(&records, &e))?;
         let frozen = config.state_dir.join("frozen");
         make_dir(&frozen, 0o700)?;
-        let (markers, owed) = Markers::open(frozen.clone()).map_err(|e| dir_error(&frozen, &e))?;
+        let (markers, owed) =
+            Markers::open(frozen.clone(), Watch::start).map_err(|e| dir_error(&frozen, &e))?;
         // Before anything that may take long: guests of an earlier daemon may be waiting.
         let program = crate::guard::program().map_err(|e| guard_error(&e))?;
         let watch = TapWatch::start(&private_dir, &program, config.capture.bypass_deadline)

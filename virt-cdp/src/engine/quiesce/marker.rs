@@ -16,10 +16,14 @@ use std::{
     time::Duration,
 };
 
-use cdp_core::MachineSource;
+use cdp_core::{MachineSource, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{GuestAgent, within::within};
+use super::{
+    GuestAgent,
+    watch::{StartWatch, Watch},
+    within::within,
+};
 use crate::engine::{
     guard,
     source::{Presence, Source},
@@ -41,15 +45,17 @@ pub(crate) struct Owed {
     pub(crate) source: MachineSource,
     /// Which run of its QEMU; another one has nothing frozen.
     pub(crate) run: String,
+    /// When it was written: no two markers of a machine are the same.
+    pub(crate) since: Timestamp,
 }
 
 /// A marker that an earlier daemon left: its file, and what it says.
 pub(crate) type Left = (PathBuf, Owed);
 
 /// The directory of the markers, and whose thaws are owed.
-#[derive(Debug)]
 pub(crate) struct Markers {
     dir: PathBuf,
+    watch: StartWatch,
     /// Names of machines to which a thaw is owed for longer than it should be.
     overdue: Mutex<BTreeSet<String>>,
 }
@@ -68,7 +74,7 @@ impl Markers {
     ///
     /// # Errors
     /// It cannot be read.
-    pub(crate) fn open(dir: PathBuf) -> io::Result<(Arc<Self>, Vec<Left>)> {
+    pub(crate) fn open(dir: PathBuf, watch: StartWatch) -> io::Result<(Arc<Self>, Vec<Left>)> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&dir)? {
             let path = entry?.path();
@@ -84,7 +90,21 @@ impl Markers {
             }
         }
         let overdue = Mutex::default();
-        Ok((Arc::new(Self { dir, overdue }), found))
+        let markers = Self {
+            dir,
+            watch,
+            overdue,
+        };
+        Ok((Arc::new(markers), found))
+    }
+
+    /// The directory, for who looks after one marker in it alone.
+    pub(super) fn beside(dir: PathBuf) -> Arc<Self> {
+        Arc::new(Self {
+            dir,
+            watch: |_, _| Ok(None),
+            overdue: Mutex::default(),
+        })
     }
 
     /// The marker of a machine, by its id.
@@ -120,7 +140,7 @@ impl Markers {
     }
 }
 
-fn read(path: &Path) -> io::Result<Owed> {
+pub(super) fn read(path: &Path) -> io::Result<Owed> {
     Ok(serde_json::from_slice(&fs::read(path)?)?)
 }
 
@@ -146,8 +166,11 @@ impl Marker {
     /// Removes the marker. Should a crash bring it back, the next start thaws once too often.
     fn remove(&self) {
         guard(&self.markers.overdue).remove(&self.owed.name);
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(marker = %self.path.display(), %error, "the marker of a freeze stays");
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(marker = %self.path.display(), %error, "the marker of a freeze stays");
+            }
+            _ => {}
         }
     }
 
@@ -162,9 +185,14 @@ impl Marker {
         }
     }
 
-    fn settle_here(self) {
+    /// Thaws until it is known that nothing is frozen, by us or by whoever has removed the marker.
+    pub(super) fn settle_here(self) {
         let mut pause = OWED_PAUSE_FIRST;
         loop {
+            if !read(&self.path).is_ok_and(|owed| owed == self.owed) {
+                guard(&self.markers.overdue).remove(&self.owed.name);
+                return;
+            }
             match self.try_thaw() {
                 Ok(outcome) => {
                     tracing::warn!(machine = self.owed.name, outcome, "a thaw that was owed");
@@ -207,19 +235,30 @@ impl Marker {
 pub(super) struct Frozen<'a> {
     agent: Arc<dyn GuestAgent>,
     marker: &'a Marker,
+    /// Thaws should this process not be able to.
+    _watch: Option<Watch>,
     settled: bool,
 }
 
 impl<'a> Frozen<'a> {
-    /// Writes the marker. Nothing is frozen yet.
+    /// Writes the marker, and has a freeze of at most `limit` watched over. Nothing is frozen yet.
     ///
     /// # Errors
-    /// The marker cannot be written, or an earlier thaw is owed.
-    pub(super) fn begin(agent: Arc<dyn GuestAgent>, marker: &'a Marker) -> Result<Self, String> {
+    /// The marker cannot be written, an earlier thaw is owed, or there is nobody to watch.
+    pub(super) fn begin(
+        agent: Arc<dyn GuestAgent>,
+        marker: &'a Marker,
+        limit: Duration,
+    ) -> Result<Self, String> {
         marker.write()?;
+        let watch = (marker.markers.watch)(&marker.path, limit).map_err(|error| {
+            marker.remove();
+            format!("nothing is frozen without somebody to watch over it: {error}")
+        })?;
         Ok(Self {
             agent,
             marker,
+            _watch: watch,
             settled: false,
         })
     }

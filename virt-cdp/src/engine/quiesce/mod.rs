@@ -11,10 +11,11 @@
 //! compares the counts when the point takes its place; where they differ the grade is crash.
 //!
 //! Invariant: nothing is frozen without a marker on stable storage, and the marker goes only when a thaw was
-//! answered or that QEMU is gone. A crash leaves the marker; the next start thaws.
+//! answered or that QEMU is gone. A crash leaves the marker: the watch ([`watch`]) thaws at once, else the next start.
 
 pub(crate) mod marker;
 
+pub(crate) mod watch;
 mod within;
 
 use std::{
@@ -32,7 +33,7 @@ use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
     engine::{
         capture::QemuSide,
-        machine::{Command, Machine, PointWish, Still},
+        machine::{Command, Machine, PointWish, Still, now},
         source::Source,
     },
 };
@@ -99,8 +100,12 @@ pub(crate) fn point(
         name: description.name,
         source: description.source,
         run: quiet.run,
+        since: now(),
     };
-    let agent = quiet.source.agent().map_err(|e| e.what);
+    let source = Arc::clone(&quiet.source);
+    let agent = within(PING_DEADLINE, "libvirt's answer", move || {
+        source.agent().map_err(|e| e.what)
+    });
     let marker = markers.of(&description.machine_id, owed, quiet.source);
     let stand = MachineStand {
         machine,
@@ -153,7 +158,7 @@ fn attempt(
     if let Err(reason) = alive {
         return without(reason);
     }
-    let frozen = match Frozen::begin(Arc::clone(agent), marker) {
+    let frozen = match Frozen::begin(Arc::clone(agent), marker, limit + THAW_DEADLINE * 2) {
         Ok(frozen) => frozen,
         Err(reason) => return without(reason),
     };

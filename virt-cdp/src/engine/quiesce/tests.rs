@@ -117,11 +117,12 @@ fn owed() -> Owed {
             uuid: "0b7a".into(),
         },
         run: "7".into(),
+        since: Timestamp(1),
     }
 }
 
 fn marker(dir: &Path, fake: &Arc<Fake>) -> Marker {
-    let (markers, _) = Markers::open(dir.to_path_buf()).unwrap();
+    let (markers, _) = Markers::open(dir.to_path_buf(), |_, _| Ok(None)).unwrap();
     markers.of("id", owed(), Arc::new(FakeSource(Arc::clone(fake))))
 }
 
@@ -271,7 +272,7 @@ fn what_a_killed_daemon_left_frozen_is_thawed_and_another_run_is_not() {
             run,
             ..Arc::into_inner(fake(Answers(0), Answers(1), Answers(1))).unwrap()
         });
-        let (markers, found) = Markers::open(dir.path().to_path_buf()).unwrap();
+        let (markers, found) = Markers::open(dir.path().to_path_buf(), |_, _| Ok(None)).unwrap();
         assert_eq!(found.len(), 1);
         for (path, owed) in found {
             let source = Arc::new(FakeSource(Arc::clone(&fake)));
