@@ -10,7 +10,7 @@ MINUTES ?= 20
 TARGET ?=
 SECONDS ?= 60
 
-.PHONY: help setup build demo test lint e2e unit sim fuzz soak bench man install clean
+.PHONY: help setup build demo test lint e2e unit sim fuzz soak bench bench-capture man install clean
 
 help:
 	@echo 'make demo     protect a real Debian guest, destroy its data, get it back'
@@ -20,7 +20,7 @@ help:
 	@echo 'make sim      crashes and failing storage from SEEDS=$(SEEDS) seeds, or from SEED=n alone'
 	@echo 'make soak     faults against the capture of a real guest for MINUTES=$(MINUTES), in an order from SEED=n'
 	@echo 'make fuzz     foreign bytes for SECONDS=$(SECONDS) each, or for TARGET=name alone; guided by coverage where nightly is'
-	@echo 'make bench    measurements; see BENCHMARKS.md'
+	@echo 'make bench    measurements; see BENCHMARKS.md; of the capture path alone: make bench-capture'
 	@echo 'make install  what virt-cdp host-install lays down, below PREFIX=$(PREFIX)'
 
 setup:
@@ -65,8 +65,12 @@ soak: setup
 	SOAK_MINUTES=$(MINUTES) SOAK_SEED=$(SEED) $(CARGO) test --locked -p virt-cdp-tests --test e2e -- --nocapture soak
 
 bench: setup
-	$(CARGO) build --locked --workspace
-	tests/bench
+	$(CARGO) build --locked --workspace --bins --examples
+	history=0; tests/bench || history=$$?; tests/bench-capture && exit $$history
+
+bench-capture: setup
+	$(CARGO) build --locked --workspace --bins --examples
+	tests/bench-capture
 
 install: build
 	$(BIN) host-install --root '$(DESTDIR)/' --prefix '$(PREFIX)'
