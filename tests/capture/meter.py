@@ -10,6 +10,8 @@ import time
 from . import bench
 
 TICK = os.sysconf("SC_CLK_TCK")
+# As a thread: a job that is a process would outlive a fio that is killed.
+FIXED = ("--name=bench", "--thread", "--randrepeat=0", "--output-format=json")
 DEFERRED_S = 0.5  # what was acknowledged from memory is on its way to the disk by then
 
 
@@ -51,7 +53,7 @@ def forget_peak(pid):
 
 def fio(*options):
     """Runs fio; returns its job's write part. Whatever went wrong in it is a failure."""
-    job = parse(bench.run("fio", "--name=bench", "--randrepeat=0", "--output-format=json", *options))
+    job = parse(bench.run("fio", *FIXED, *options))
     return job["write"]
 
 

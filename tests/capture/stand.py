@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 
 from . import bench
-from .meter import fio, nbd
+from .meter import FIXED, fio, nbd
 
 SECONDS = float(os.environ.get("BENCH_SECONDS", "3"))  # of one fio run
 # Sequential loads stop at that, so that the journals of a round fit into a tmpfs.
@@ -108,16 +108,14 @@ class Stand:
     @contextlib.contextmanager
     def load(self, storage, *options):
         """fio on the served disk in the background; what is yielded waits for its end and returns its JSON."""
-        words = ["fio", "--name=bench", "--randrepeat=0", "--output-format=json", *nbd(storage.uri()), *options]
+        words = ["fio", *FIXED, *nbd(storage.uri()), *options]
         running = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    text=True, start_new_session=True)
         try:
             yield lambda: running.communicate()[0]
         finally:
             if running.poll() is None:
-                # All of its session: its job is a process of its own.
-                with contextlib.suppress(OSError):
-                    os.killpg(running.pid, signal.SIGKILL)
+                running.kill()
                 running.communicate()
 
 
