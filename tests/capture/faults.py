@@ -128,7 +128,7 @@ def turn(stand, daemon, fault, image, what):
         if new and not gap:
             raise bench.Failure(f"{what}: a gap where none should be: {new}")
         write = job["write"]
-        return {"longest_ms": write["clat_ns"]["max"] / 1e6, "p99_us": bench.p99_ns(write) / 1e3, "iops": write["iops"],
+        return {"longest_ms": write["lat_ns"]["max"] / 1e6, "p99_us": bench.p99_ns(write) / 1e3, "iops": write["iops"],
                 "healed_s": healed}
 
 

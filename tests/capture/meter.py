@@ -89,7 +89,7 @@ def numbers(done):
         "iops": done["iops"],
         "mib_s": done["bw_bytes"] / bench.MIB,
         "p99_us": bench.p99_ns(done) / 1e3,
-        "longest_ms": done["clat_ns"]["max"] / 1e6,
+        "longest_ms": done["lat_ns"]["max"] / 1e6,
         "writes": done["total_ios"],
     }
 
