@@ -249,7 +249,8 @@ impl StorageFile for SimulatedFile {
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let mut bytes = Vec::new();
+        parts.iter().for_each(|part| bytes.extend_from_slice(part));
         self.meet(Operation::Write)?
             .write(self.number, &bytes, offset)
     }
