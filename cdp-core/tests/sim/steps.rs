@@ -261,7 +261,9 @@ impl World {
         let kept = self.harbor()?.record_xml(&text);
         match kept {
             Ok(version) => {
-                if is_new {
+                // The newest one could not be read, and so not be found to be the same.
+                let is_doubled = self.is_trouble && version.0 as usize > self.history.xml.len();
+                if is_new || is_doubled {
                     self.history.xml.push((text, true));
                 }
                 if version.0 as usize != self.history.xml.len() {
