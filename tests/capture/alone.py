@@ -92,6 +92,7 @@ def needed():
 def run(stand):
     needed()
     found = {(work, key): [] for work in ALONE_WORKS for key in CONFIGURATIONS}
+    lost = {of: 0 for of in found}
     with contextlib.ExitStack() as stack:
         copy = stand.disk("alone.raw")
         plugins = {"null": (f"size={DISK}",), "memory": (str(DISK),), "file": (f"file={copy}",)}
@@ -104,26 +105,35 @@ def run(stand):
             for work in ALONE_WORKS:
                 bench.say(f"alone: round {turn} of {bench.ROUNDS}, {work[0]}")
                 for key in CONFIGURATIONS:
-                    if key in nbdkits:
-                        stand.settle()
-                        load = lambda: fio(*nbd(f"nbd+unix:///?socket={nbdkits[key].sock}"), *options(work))
-                        done = measured(nbdkits[key].pid, load)
-                    else:
-                        ack = "durable" if key == "durable" else "buffered"
-                        done = tap_load(stand, places[key], ack, DISK // bench.GIB, *options(work))
+                    try:
+                        if key in nbdkits:
+                            stand.settle()
+                            load = lambda: fio(*nbd(f"nbd+unix:///?socket={nbdkits[key].sock}"), *options(work))
+                            done = measured(nbdkits[key].pid, load)
+                        else:
+                            ack = "durable" if key == "durable" else "buffered"
+                            done = tap_load(stand, places[key], ack, DISK // bench.GIB, *options(work))
+                    except bench.Failure as error:
+                        bench.say(f"alone: round {turn}, {key}: LOST: {error}")
+                        lost[work, key] += 1
+                        continue
                     if turn:
                         found[work, key].append(done)
-    medians = {(work, key): stand.report.row("alone", work[0], CONFIGURATIONS[key], rounds)
-               for (work, key), rounds in found.items()}
-    ratio = {key: medians[DEPTH_16, key]["iops"] / medians[DEPTH_16, "memory"]["iops"] for key in ("tap", "tmpfs")}
-    note = f"harbor on disk; on a tmpfs: {short(ratio['tmpfs'])}"
-    stand.report.figure("alone", ratio["tap"], note)
+    medians = {}
+    for (work, key), rounds in found.items():
+        label = CONFIGURATIONS[key] + (f"; {lost[work, key]} turns LOST" if lost[work, key] else "")
+        medians[work, key] = stand.report.row("alone", work[0], label, rounds, lost_turns=lost[work, key])
+    if not all(found[DEPTH_16, key] for key in ("tap", "tmpfs", "memory")):
+        stand.report.figure("alone", None, "rows are missing")
+    else:
+        ratio = {key: medians[DEPTH_16, key]["iops"] / medians[DEPTH_16, "memory"]["iops"] for key in ("tap", "tmpfs")}
+        stand.report.figure("alone", ratio["tap"], f"harbor on disk; on a tmpfs: {short(ratio['tmpfs'])}")
     ages(stand.report, [one for (_, key), rounds in found.items() if key == "tap" for one in rounds], "tap alone")
     cpu = []
     for work in ALONE_WORKS:
         for key in ("tap", "tmpfs"):
-            ours, other = (medians[work, which]["cpu_s_per_million"] for which in (key, "memory"))
-            if other:
+            ours, other = (medians[work, which].get("cpu_s_per_million") for which in (key, "memory"))
+            if ours is not None and other:
                 cpu.append((ours / other, f"tap alone, {CONFIGURATIONS[key]}, {work[0]}"))
     return cpu
 

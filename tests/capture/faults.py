@@ -8,6 +8,7 @@ anew).
 import contextlib
 import os
 import signal
+import subprocess
 import time
 
 from . import bench
@@ -111,7 +112,10 @@ def turn(stand, daemon, fault, image, what):
                 stack.callback(fault.heal)
                 time.sleep(AT_S)
                 getattr(fault, what)()
-                out = ended()
+                try:
+                    out = ended(LOAD_S + 60)
+                except subprocess.TimeoutExpired:
+                    return {"error": "fio did not end: a write hangs"}
         began = time.monotonic()
         fault.heal()
         try:

@@ -32,7 +32,7 @@ def turn(stand, daemon, image):
             words = ("--rw=randwrite", "--bs=4k", "--iodepth=4", "--norandommap", f"--size={os.path.getsize(image)}",
                      "--time_based", f"--runtime={round(AWAY_S * 1000)}ms", f"--rate_iops={RATE}")
             with stand.load(storage, *words) as ended:
-                written = parse(ended())["write"]["total_ios"]
+                written = parse(ended(AWAY_S + 60))["write"]["total_ios"]
         count = changed(storage)
         began = time.monotonic()
         daemon.start()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ SECONDS = float(os.environ.get("BENCH_SECONDS", "3"))  # of one fio run
 MOST_BYTES = bench.GIB
 DISK = 1 * bench.GIB
 TMPFS = "8g"
+TMPFS_USES_GIB = 4
 FREE_GIB = 12  # beside what ingest and recovery are told to write
 
 
@@ -63,6 +65,10 @@ class Stand:
         return path
 
     def tmpfs(self, stack, name):
+        words = re.search(r"MemAvailable: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text())
+        available = int(words[1]) / bench.MIB if words else 0
+        if available < TMPFS_USES_GIB:
+            raise bench.Failure(f"{available:.1f} GiB of memory are free; a tmpfs needs {TMPFS_USES_GIB}")
         path = self.work / name
         path.mkdir()
         bench.run("mount", "-t", "tmpfs", "-o", f"size={TMPFS},mode=711", "virt-cdp-bench", path)
@@ -107,12 +113,13 @@ class Stand:
 
     @contextlib.contextmanager
     def load(self, storage, *options):
-        """fio on the served disk in the background; what is yielded waits for its end and returns its JSON."""
+        """fio on the served disk in the background; what is yielded waits so many seconds for its end, and returns what
+        it printed."""
         words = ["fio", *FIXED, *nbd(storage.uri()), *options]
         running = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    text=True, start_new_session=True)
         try:
-            yield lambda: running.communicate()[0]
+            yield lambda seconds: running.communicate(timeout=seconds)[0]
         finally:
             if running.poll() is None:
                 running.kill()
