@@ -54,6 +54,8 @@ pub const MACHINE_ID_MAX: usize = 64;
 pub const XML_MAX: u64 = 4 * 1024 * 1024;
 /// Longest `machine.toml` that is read.
 pub const DESCRIPTION_MAX: u64 = 4 * 1024 * 1024;
+/// Longest `marks.toml` that is read.
+pub const MARKS_MAX: u64 = 4 * 1024 * 1024;
 
 /// How long a lock that looks taken is asked for again.
 pub const LOCK_PATIENCE: Duration = Duration::from_millis(250);

@@ -23,9 +23,11 @@ mod options;
 pub(crate) mod report;
 
 mod layout;
+mod marks;
 pub(crate) mod shared;
 mod xml;
 
+pub use marks::{Marks, VolumeMarks};
 pub use options::{AckRule, Options};
 pub use report::{Cut, RecoveryReport, Usage};
 use shared::Shared;
@@ -194,6 +196,19 @@ impl Harbor {
     /// Returns the last record of the journal; while a recording runs, as of its beginning or its last seal.
     pub fn last_record(&self) -> Seq {
         self.shared.catalog().end.last_seq
+    }
+
+    /// Returns what is known of the marks outside the harbor; nothing if that cannot be told.
+    pub fn marks(&self) -> Marks {
+        marks::read(&*self.shared.options.storage, &self.shared.dir)
+    }
+
+    /// Replaces what is known of the marks outside the harbor, durable on return.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn set_marks(&self, marks: &Marks) -> Result<()> {
+        marks::write(&*self.shared.options.storage, &self.shared.dir, marks)
     }
 
     /// Returns the failure that ended a recording, until [`recover`](Self::recover) has put the journal right.

@@ -25,6 +25,8 @@ mod golden;
 mod harbors;
 #[path = "core/history.rs"]
 mod history;
+#[path = "core/marks.rs"]
+mod marks;
 #[path = "core/power.rs"]
 mod power;
 #[path = "core/resync.rs"]

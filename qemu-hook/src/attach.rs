@@ -1,7 +1,6 @@
 //! Attaching to a running disk: from here on every write of the guest reaches the sink.
 //!
-//! In order: what an earlier process of ours left is cleared away; the bitmap starts marking; a
-//! socket is made, one end given to QEMU, NBD served on the other; QEMU opens it as a node
+//! In order: what an earlier process of ours left is cleared away; a socket is made, one end given to QEMU, NBD served on the other; QEMU opens it as a node
 //! (`blockdev-add`) and mirrors to it (`blockdev-mirror` sync=none, write-blocking). Nobody else can
 //! connect (see [`crate::channel`]).
 //!
@@ -21,7 +20,6 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::{
-    bitmap::{self, BitmapNames},
     channel::{self, ChannelError, OurEnd},
     monitor::{Monitor, MonitorError},
     nbd::NbdError,
@@ -119,14 +117,12 @@ pub fn attach<S: WriteSink>(
     monitor: &dyn Monitor,
     node: &Node,
     names: &Names,
-    bitmaps: &BitmapNames,
     dir: &Path,
     sink: S,
     watch: impl FnOnce(&TapHandle) -> io::Result<()>,
 ) -> Result<Attachment, AttachError> {
     clear_leftovers(monitor, names)?;
     refuse_busy(monitor, node)?;
-    bitmap::ensure(monitor, node, bitmaps)?;
 
     let tap = open_tap(monitor, node, names, dir, sink)?;
     let attachment = Attachment {
@@ -262,6 +258,11 @@ impl Attachment {
     /// True once the tap has ended, for whatever reason; a lost tap never comes back by itself.
     pub fn is_lost(&self) -> bool {
         self.tap.is_ended()
+    }
+
+    /// True once QEMU has let go of the tap in good order: nothing that it wrote is missing.
+    pub fn said_goodbye(&self) -> bool {
+        self.is_lost() && self.stats().said_goodbye()
     }
 
     /// Counters of what came through the tap.

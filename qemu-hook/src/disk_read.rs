@@ -1,13 +1,14 @@
-//! Reading a whole live disk over NBD: allocation first, then only what may hold data.
+//! Reading a live disk over NBD: all of it, or what a bitmap marks; of that only what may hold data.
 //!
-//! In windows of [`WINDOW`]: the window's block status is asked for, zeros are handed over as lengths, the
-//! rest is read with several requests in flight. Every byte of the disk is handed over exactly once.
+//! In windows of [`WINDOW`]: what the bitmap marks is asked for (or all is taken), then the block status of that;
+//! zeros are handed over as lengths, the rest is read with several requests in flight. Every byte of the
+//! disk, or every marked byte, is handed over exactly once.
 
 use std::{ops::Range, os::unix::net::UnixStream};
 
 use thiserror::Error;
 
-use crate::nbd::{ExtentKind, NbdClient, NbdError, ReadError as RangeError};
+use crate::nbd::{ConnectOptions, ExtentKind, NbdClient, NbdError, ReadError as RangeError};
 
 pub use crate::nbd::Piece;
 
@@ -15,6 +16,8 @@ pub use crate::nbd::Piece;
 const WINDOW: u64 = 256 << 20;
 /// Bytes of one read; a multiple of the harbor's cluster, and aligned to it.
 const CHUNK: usize = 1 << 20;
+/// Flag of `qemu:dirty-bitmap:*`: the bitmap marks the extent.
+const MARKED: u32 = 1;
 /// Reads in flight.
 const DEPTH: usize = 8;
 
@@ -50,33 +53,84 @@ pub fn read_disk<E>(
     let mut at = 0;
     while at < size {
         let end = (at + WINDOW).min(size);
-        at = read_window(&mut client, at..end, &progress, &mut take)?;
+        let whole = at..end;
+        read_parts(&mut client, &[whole], &progress, &mut take)?;
+        at = end;
     }
     client.disconnect();
     Ok(())
 }
 
-/// Reads one window, or its beginning; returns up to where.
-fn read_window<E>(
+/// Reads what `bitmap` marks of the export `name` behind `stream`, otherwise as [`read_disk`].
+///
+/// `progress` gets the marked bytes newly done.
+///
+/// # Errors
+/// [`ReadError`]; [`NbdError::NoContext`] in it when the export does not tell of the bitmap.
+pub fn read_marked<E>(
+    stream: UnixStream,
+    name: &str,
+    bitmap: &str,
+    progress: impl Fn(u64) -> bool,
+    mut take: impl FnMut(u64, Piece<'_>) -> Result<(), E>,
+) -> Result<(), ReadError<E>> {
+    let context = format!("qemu:dirty-bitmap:{bitmap}");
+    let mut options = ConnectOptions::default();
+    options.contexts.push(context.clone());
+    let mut client = NbdClient::connect_with(stream, name, &options)?;
+    let size = client.size();
+    let mut start = 0;
+    while start < size {
+        let end = (start + WINDOW).min(size);
+        let mut at = start;
+        let mut marked = Vec::new();
+        for extent in client.context_extents(&context, start, end - start)? {
+            if extent.flags & MARKED != 0 {
+                marked.push(at..at + extent.len);
+            }
+            at += extent.len;
+        }
+        // A window without marks: nothing is done, but it may be time to end.
+        step(&progress, 0)?;
+        read_parts(&mut client, &marked, &progress, &mut take)?;
+        start = end;
+    }
+    client.disconnect();
+    Ok(())
+}
+
+/// Reads `parts`, which are in order and lie within one window.
+fn read_parts<E>(
     client: &mut NbdClient,
-    window: Range<u64>,
+    parts: &[Range<u64>],
     progress: &impl Fn(u64) -> bool,
     take: &mut impl FnMut(u64, Piece<'_>) -> Result<(), E>,
-) -> Result<u64, ReadError<E>> {
-    let extents = client.block_status(window.start, window.end - window.start)?;
-    let mut at = window.start;
+) -> Result<(), ReadError<E>> {
+    let (Some(first), Some(last)) = (parts.first(), parts.last()) else {
+        return Ok(());
+    };
+    let (mut at, end) = (first.start, last.end);
     let mut to_read: Vec<Range<u64>> = Vec::new();
-    for extent in extents {
-        let end = (at + extent.len).min(window.end);
-        match extent.kind {
-            _ if at >= end => {}
-            ExtentKind::Data => to_read.push(at..end),
-            ExtentKind::Zero => {
-                take(at, Piece::Zero(end - at)).map_err(ReadError::Taker)?;
-                step(progress, end - at)?;
+    let mut parts = parts.iter().peekable();
+    for extent in client.block_status(at, end - at)? {
+        let stop = (at + extent.len).min(end);
+        while let Some(part) = parts.peek().filter(|part| part.start < stop) {
+            let common = part.start.max(at)..part.end.min(stop);
+            match extent.kind {
+                _ if common.is_empty() => {}
+                ExtentKind::Data => to_read.push(common),
+                ExtentKind::Zero => {
+                    let len = common.end - common.start;
+                    take(common.start, Piece::Zero(len)).map_err(ReadError::Taker)?;
+                    step(progress, len)?;
+                }
             }
+            if part.end > stop {
+                break;
+            }
+            parts.next();
         }
-        at = end;
+        at = stop;
     }
     let mut take_read = |offset: u64, piece: Piece<'_>| {
         let len = match piece {
@@ -92,14 +146,12 @@ fn read_window<E>(
             RangeError::Nbd(e) => ReadError::Nbd(e),
             RangeError::Taker(e) => e,
         })?;
-    if at == window.start {
+    if at < end {
         let doing = "asking for the allocation";
-        return Err(ReadError::Nbd(NbdError::Io {
-            doing,
-            source: std::io::Error::other("QEMU described no bytes at all"),
-        }));
+        let source = std::io::Error::other("QEMU described only a part of it");
+        return Err(ReadError::Nbd(NbdError::Io { doing, source }));
     }
-    Ok(at)
+    Ok(())
 }
 
 fn step<E>(progress: &impl Fn(u64) -> bool, bytes: u64) -> Result<(), ReadError<E>> {

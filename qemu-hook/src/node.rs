@@ -94,6 +94,34 @@ pub fn names(monitor: &dyn Monitor) -> Result<Vec<String>, MonitorError> {
         .collect())
 }
 
+/// Tells whether the guest has written nothing through QEMU since QEMU runs: true only if QEMU says so.
+///
+/// `filter` is the node that stands above `node` while it is tapped.
+///
+/// # Errors
+/// [`MonitorError`].
+pub fn never_written(
+    monitor: &dyn Monitor,
+    node: &str,
+    filter: &str,
+) -> Result<bool, MonitorError> {
+    const COUNTERS: [&str; 4] = [
+        "wr_operations",
+        "failed_wr_operations",
+        "unmap_operations",
+        "failed_unmap_operations",
+    ];
+    let devices = monitor.execute("query-blockstats", Value::Null)?;
+    let mut on_node = devices
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|d| d["node-name"] == node || d["node-name"] == filter)
+        .peekable();
+    let known = on_node.peek().is_some();
+    Ok(known && on_node.all(|d| COUNTERS.iter().all(|name| d["stats"][name] == 0)))
+}
+
 fn device_name(device: &Value) -> String {
     let qdev = device["qdev"].as_str().unwrap_or_default();
     let short = qdev.strip_prefix("/machine/peripheral/").unwrap_or(qdev);

@@ -87,14 +87,21 @@ impl<'m> ReadExports<'m> {
         }
     }
 
-    /// Exports `node` read-only under `name` and connects to it.
+    /// Exports `node` read-only under `name`, with what the disabled `bitmap` marks, and connects to it.
     ///
     /// # Errors
     /// [`ReadExportError`].
-    pub fn open(&mut self, node: &str, name: &str) -> Result<UnixStream, ReadExportError> {
+    pub fn open(
+        &mut self,
+        node: &str,
+        name: &str,
+        bitmap: Option<&str>,
+    ) -> Result<UnixStream, ReadExportError> {
+        let bitmaps: Vec<&str> = bitmap.into_iter().collect();
         self.monitor.execute(
             "block-export-add",
-            json!({"type": "nbd", "id": name, "node-name": node, "name": name, "writable": false}),
+            json!({"type": "nbd", "id": name, "node-name": node, "name": name, "writable": false,
+                "bitmaps": bitmaps}),
         )?;
         self.exports.push(name.to_owned());
         UnixStream::connect(&self.path).map_err(|source| ReadExportError::Socket {

@@ -361,7 +361,10 @@ impl<S: WriteSink> Tap<'_, S> {
                 stats.count_flush();
                 0
             }
-            cmd::DISC => return Ok(false),
+            cmd::DISC => {
+                self.control.stats.say_goodbye();
+                return Ok(false);
+            }
             cmd::READ => self.refuse_read(&request),
             other => {
                 tracing::warn!(command = other, "QEMU sent the tap a command it cannot do");

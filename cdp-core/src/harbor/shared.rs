@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use super::layout::{lock_path, read_description, write_description};
+use super::marks;
 use super::options::Options;
 use super::report::{RecoveryReport, Usage};
 use super::xml;
@@ -70,6 +71,7 @@ impl Shared {
         }
         let bases = base::find(storage, &dir.join("base"), &mut report.removed)?;
         let catalog = recover(storage, dir, &description.machine_id, &bases, report)?;
+        forget_marks_if_damaged(storage, dir, report)?;
         let xml = xml::newest(storage, &dir.join("xml"))?;
         Ok(Shared {
             dir: dir.to_path_buf(),
@@ -96,6 +98,7 @@ impl Shared {
         let mut report = RecoveryReport::default();
         let (storage, bases) = (&*self.options.storage, self.bases().clone());
         let catalog = recover(storage, &self.dir, &self.machine_id(), &bases, &mut report)?;
+        forget_marks_if_damaged(storage, &self.dir, &report)?;
         *self.catalog() = catalog;
         Ok(report)
     }
@@ -283,6 +286,18 @@ fn total_len(storage: &dyn Storage, paths: Vec<PathBuf>) -> Result<u64> {
         total += len.map_err(|e| HarborError::storage("read", &path, e))?;
     }
     Ok(total)
+}
+
+/// A journal that has lost what was promised to be kept lacks more than any marks tell.
+fn forget_marks_if_damaged(
+    storage: &dyn Storage,
+    dir: &Path,
+    report: &RecoveryReport,
+) -> Result<()> {
+    match report.damage.first() {
+        Some(_) => marks::forget(storage, dir),
+        None => Ok(()),
+    }
 }
 
 /// Removes what unfinished work left in a folder.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 #[derive(Debug, Default)]
 pub struct TapStats {
     connected: AtomicBool,
+    goodbye: AtomicBool,
     writes: AtomicU64,
     bytes: AtomicU64,
     zeroes: AtomicU64,
@@ -30,6 +31,15 @@ impl TapStats {
     /// Tells whether QEMU's handshake is over (it stays true when QEMU leaves).
     pub fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Acquire)
+    }
+
+    /// Tells whether QEMU has said goodbye: it let go of the tap in good order, after its last write.
+    pub fn said_goodbye(&self) -> bool {
+        self.goodbye.load(Ordering::Acquire)
+    }
+
+    pub(super) fn say_goodbye(&self) {
+        self.goodbye.store(true, Ordering::Release);
     }
 
     /// Number of writes with data.

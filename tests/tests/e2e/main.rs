@@ -5,6 +5,8 @@ mod architecture;
 mod bad_input;
 mod bypass;
 
+mod bitmaps;
+
 mod demo;
 
 mod disks;
@@ -20,6 +22,8 @@ mod quiesce;
 mod marks;
 
 mod restart;
+
+mod resync;
 
 mod soak;
 

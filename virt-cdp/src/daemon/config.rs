@@ -160,7 +160,7 @@ impl Default for Capture {
             io_buffer: 64 * MIB,
             flush_interval: Duration::from_millis(200),
             segment_size: 64 * MIB,
-            bitmap_interval: Duration::from_secs(60),
+            bitmap_interval: Duration::from_secs(2),
             freeze_limit: Duration::from_secs(5),
             bypass_deadline: Duration::from_secs(1),
             ack: Ack::Buffered,

@@ -1,8 +1,8 @@
 //! One capture: the taps on all volumes of a machine for as long as its QEMU runs.
 //!
-//! In order: a recording starts; every volume is tapped; a worker reads the disks while the taps
-//! already deliver (the first time into base points, later comparing with what the harbor has); a
-//! drain barrier closes the reading; from then on the machine's state can be marked by points.
+//! In order: a recording starts; the bitmaps are judged; every volume is tapped; a worker reads the disks while the
+//! taps already deliver (the first time into base points, later what is in doubt, comparing with what the harbor
+//! has); a drain barrier closes the reading; from then on the machine's state can be marked by points.
 //!
 //! Invariant: no point is made before the barrier. A capture that ends, however, leaves the journal a
 //! valid prefix of what the guest wrote.
@@ -11,17 +11,16 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
         mpsc,
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use cdp_core::{GapReason, Harbor, Recorder, SeedWriter, Timestamp, VolumeId};
+use cdp_core::{GapReason, Harbor, Recorder, Timestamp, VolumeId};
 use qemu_hook::{
     attach::{self, Attachment, Names},
-    bitmap::{self, BitmapNames},
     monitor::Monitor,
     node::Node,
 };
@@ -29,12 +28,13 @@ use qemu_hook::{
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
     engine::{
-        errors::{from_harbor, from_monitor, sentence},
-        machine::now,
-        reading::{self, Reading},
+        errors::{from_harbor, sentence},
+        machine::{Doubt, Resync, now},
+        marking::{LastWrite, Marking},
+        reading::{self, Purpose, ReadProgress, Reading},
         sink::RecorderSink,
         source::{Running, Source},
-        upkeep::Confirmed,
+        upkeep::{Confirmed, QemuSide},
         watch::{Inherited, Legacy, TapWatch},
     },
     guard::Held,
@@ -46,29 +46,14 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the taps may take to be parked; a guest may wait meanwhile.
 const PARK_DEADLINE: Duration = Duration::from_millis(500);
 
-/// How far the reading of the disks has come.
-#[derive(Debug, Default)]
-pub(crate) struct ReadProgress {
-    /// Bytes looked at.
-    pub(crate) done: AtomicU64,
-    /// Bytes of all volumes.
-    pub(crate) total: AtomicU64,
-}
-
-/// What a volume is read for.
-pub(crate) enum Purpose {
-    /// The first base point.
-    Seed(Vec<(VolumeId, SeedWriter)>),
-    /// To find what was missed.
-    Resync(Vec<(VolumeId, cdp_core::LatestImage)>),
-}
-
 /// The taps of a running machine, and the recording they feed.
 pub(crate) struct Capture {
     recorder: Recorder,
     monitor: Arc<dyn Monitor>,
     taps: Vec<Tapped>,
-    bitmaps: BitmapNames,
+    marking: Arc<Marking>,
+    /// What a resync reads, of each volume.
+    pub(crate) doubts: Vec<(VolumeId, Doubt)>,
     reader: Option<Reader>,
     /// Shared with the reader.
     pub(crate) progress: Arc<ReadProgress>,
@@ -91,45 +76,9 @@ pub(crate) struct Place<'a> {
     pub(crate) watch: &'a TapWatch,
 }
 
-/// The QEMU side of a capture, for any thread: its bitmaps, and whether its mirrors stand.
-pub(crate) struct QemuSide {
-    monitor: Arc<dyn Monitor>,
-    nodes: Vec<String>,
-    names: Vec<Names>,
-    bitmaps: BitmapNames,
-    recorder: Recorder,
-}
-
-impl QemuSide {
-    /// The moment it is now, and the last record taken.
-    pub(crate) fn moment(&self) -> Confirmed {
-        // In this order: a point that belongs to the head is not later than the time.
-        let head = self.recorder.head();
-        Confirmed { time: now(), head }
-    }
-
-    /// Tells whether all mirrors are there still.
-    pub(crate) fn mirrors_stand(&self) -> ApiResult<bool> {
-        attach::mirrors_stand(&*self.monitor, &self.names).map_err(|e| from_monitor(&e))
-    }
-
-    /// Waits until every write that QEMU has under way has reached its tap.
-    pub(crate) fn drain(&self) -> ApiResult<()> {
-        bitmap::drain(&*self.monitor).map_err(|e| from_monitor(&e))
-    }
-
-    /// Rotates the bitmaps: at the end, what was marked so far is in the journal, on stable storage.
-    pub(crate) fn rotate(&self) -> ApiResult<()> {
-        let refused = |e| from_monitor(&e);
-        bitmap::rotate(&*self.monitor, &self.nodes, &self.bitmaps).map_err(refused)?;
-        self.recorder.sync().map_err(from_harbor)?;
-        bitmap::drop_previous(&*self.monitor, &self.nodes, &self.bitmaps).map_err(refused)
-    }
-}
-
 struct Reader {
     thread: JoinHandle<()>,
-    outcome: mpsc::Receiver<ApiResult<()>>,
+    outcome: mpsc::Receiver<ApiResult<Option<Resync>>>,
     cancelled: Arc<AtomicBool>,
 }
 
@@ -137,8 +86,8 @@ struct Reader {
 pub(crate) enum ReadState {
     /// Still at it.
     Reading,
-    /// It ended well just now; it is reported once.
-    Finished,
+    /// It ended well just now; it is reported once, with what a resync found.
+    Finished(Option<Resync>),
     /// It ended badly.
     Failed(ApiError),
     /// It is done since long.
@@ -159,27 +108,29 @@ impl Capture {
         if let Some((reason, start)) = gap {
             recorder.open_gap(reason, start).map_err(from_harbor)?;
         }
-        let (taps, purpose) =
-            Self::tap_all(&recorder, harbor, &running, &place).inspect_err(|_| {
-                let _ = recorder.close();
-            })?;
-        // From here on it is captured again; what was missed is still missing.
-        let purpose = match purpose {
-            Purpose::Resync(images) => recorder
-                .open_gap(GapReason::Resync, now())
-                .map(|()| Purpose::Resync(images))
-                .map_err(from_harbor),
-            seed => Ok(seed),
-        };
+        let monitor = Arc::clone(&running.monitor);
+        let marked = Marking::start(monitor, harbor.clone(), place.tag, &running.nodes);
+        let tapped = marked.and_then(|marking| {
+            let tapped = Self::tap_all(&recorder, harbor, &running, &marking, &place);
+            if tapped.is_err() && !harbor.is_seeded() {
+                marking.remove();
+            }
+            let (taps, purpose) = tapped?;
+            Ok((Arc::new(marking), taps, purpose))
+        });
+        let (marking, taps, purpose) = tapped.inspect_err(|_| {
+            let _ = recorder.close();
+        })?;
         let mut capture = Self {
             recorder,
             monitor: running.monitor,
             taps,
-            bitmaps: BitmapNames::new(place.tag),
+            marking,
+            doubts: Vec::new(),
             reader: None,
             progress: Arc::new(ReadProgress::default()),
         };
-        match purpose.and_then(|purpose| capture.start_reader(purpose, place.tag, place.dir)) {
+        match capture.start_reader(purpose, place.tag, place.dir) {
             Ok(()) => Ok(capture),
             Err(e) => {
                 capture.end();
@@ -192,6 +143,7 @@ impl Capture {
         recorder: &Recorder,
         harbor: &Harbor,
         running: &Running,
+        marking: &Marking,
         place: &Place<'_>,
     ) -> ApiResult<(Vec<Tapped>, Purpose)> {
         // What is compared against, and what remembers the stream, must be there before the first write.
@@ -218,7 +170,13 @@ impl Capture {
         };
         let mut taps: Vec<Tapped> = Vec::new();
         for (id, node) in &running.nodes {
-            match Self::tap(recorder, harbor, running, place, *id, node) {
+            let recorder = recorder.volume(*id).map_err(from_harbor);
+            let last_write = marking.last_write(*id);
+            let sink = recorder.map(|recorder| RecorderSink {
+                recorder,
+                last_write,
+            });
+            match sink.and_then(|sink| Self::tap(sink, harbor, running, place, *id, node)) {
                 Ok(tapped) => taps.push(tapped),
                 Err(e) => {
                     for tapped in taps {
@@ -234,22 +192,19 @@ impl Capture {
     }
 
     fn tap(
-        recorder: &Recorder,
+        sink: RecorderSink,
         harbor: &Harbor,
         running: &Running,
         place: &Place<'_>,
         id: VolumeId,
         node: &Node,
     ) -> ApiResult<Tapped> {
-        let sink = RecorderSink(recorder.volume(id).map_err(from_harbor)?);
-        let bitmaps = BitmapNames::new(place.tag);
         let machine = harbor.description().machine_id;
         let mut held = None;
         let tap = attach::attach(
             &*running.monitor,
             node,
             &Names::new(place.tag, id.0),
-            &bitmaps,
             &place.dir,
             sink,
             |tap| {
@@ -264,7 +219,21 @@ impl Capture {
     }
 
     fn start_reader(&mut self, purpose: Purpose, tag: &str, dir: PathBuf) -> ApiResult<()> {
-        let total = self.taps.iter().map(|t| t.tap.node.size).sum();
+        if let Purpose::Resync(_) = purpose {
+            // From here on it is captured again; what was missed is still missing.
+            self.recorder
+                .open_gap(GapReason::Resync, now())
+                .map_err(from_harbor)?;
+        }
+        let names = |t: &Tapped| (t.id, t.tap.names().clone());
+        let to_read = self.marking.tapped(self.taps.iter().map(names))?;
+        let total = match purpose {
+            Purpose::Seed(_) => self.taps.iter().map(|t| t.tap.node.size).sum(),
+            Purpose::Resync(_) => {
+                self.doubts = to_read.iter().map(|v| (v.id, v.doubt.clone())).collect();
+                to_read.iter().map(|v| v.bytes).sum()
+            }
+        };
         self.progress.total.store(total, Ordering::Relaxed);
         let (send, outcome) = mpsc::channel();
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -276,6 +245,8 @@ impl Capture {
                 .iter()
                 .map(|t| (t.id, t.tap.node.name.clone(), t.tap.names().export.clone()))
                 .collect(),
+            marking: Arc::clone(&self.marking),
+            to_read,
             tag: tag.to_owned(),
             dir,
             progress: Arc::clone(&self.progress),
@@ -317,7 +288,7 @@ impl Capture {
             let _ = reader.thread.join();
         }
         match outcome {
-            Ok(()) => ReadState::Finished,
+            Ok(resync) => ReadState::Finished(resync),
             Err(e) => ReadState::Failed(e),
         }
     }
@@ -350,20 +321,24 @@ impl Capture {
     pub(crate) fn qemu_side(&self) -> QemuSide {
         QemuSide {
             monitor: Arc::clone(&self.monitor),
-            nodes: self.nodes(),
             names: self.taps.iter().map(|t| t.tap.names().clone()).collect(),
-            bitmaps: self.bitmaps.clone(),
+            marking: Arc::clone(&self.marking),
             recorder: self.recorder.clone(),
         }
-    }
-
-    fn nodes(&self) -> Vec<String> {
-        self.taps.iter().map(|t| t.tap.node.name.clone()).collect()
     }
 
     /// Waits until a QEMU that is ending has hung up on all taps; false when it has not in time.
     pub(crate) fn wait_end(&self) -> bool {
         self.taps.iter().all(|t| t.tap.wait_end(END_DEADLINE))
+    }
+
+    /// Notes what the images are like, after a QEMU that has ended in good order.
+    pub(crate) fn rest(&self) -> ApiResult<()> {
+        if !self.taps.iter().all(|t| t.tap.said_goodbye()) {
+            return Ok(());
+        }
+        self.recorder.sync().map_err(from_harbor)?;
+        self.marking.rest()
     }
 
     /// Hangs up on QEMU at once, on all volumes; the guest is held by nothing of ours afterwards.
@@ -414,10 +389,15 @@ impl Capture {
     ) -> ApiResult<Self> {
         let recorder = harbor.record().map_err(from_harbor)?;
         let machine = harbor.description().machine_id;
-        let mut taps = Vec::new();
+        let (mut taps, mut nodes) = (Vec::new(), Vec::new());
         let mut resume = |left: Inherited| -> ApiResult<()> {
             let (id, node) = (left.volume, left.legacy.node());
-            let sink = RecorderSink(recorder.volume(id).map_err(from_harbor)?);
+            let last_write = Arc::<LastWrite>::default();
+            nodes.push((id, node.clone(), Arc::clone(&last_write)));
+            let sink = RecorderSink {
+                recorder: recorder.volume(id).map_err(from_harbor)?,
+                last_write,
+            };
             let name = node.name.clone();
             let failed = |what: String| ApiError::new(ApiErrorKind::Internal, what);
             let tap = Attachment::resume(node, Names::new(tag, id.0), left.socket, sink)
@@ -436,8 +416,12 @@ impl Capture {
         };
         let resumed = inherited.into_iter().try_for_each(&mut resume);
         let monitor = resumed.and_then(|()| source.monitor());
-        let monitor = match monitor {
-            Ok(monitor) => monitor,
+        let inherited = monitor.and_then(|monitor| {
+            let marking = Marking::inherit(Arc::clone(&monitor), harbor.clone(), tag, nodes)?;
+            Ok((monitor, Arc::new(marking)))
+        });
+        let (monitor, marking) = match inherited {
+            Ok(both) => both,
             Err(e) => {
                 for Tapped { tap, held, .. } in taps {
                     tap.abandon();
@@ -451,7 +435,8 @@ impl Capture {
             recorder,
             monitor,
             taps,
-            bitmaps: BitmapNames::new(tag),
+            marking,
+            doubts: Vec::new(),
             reader: None,
             progress: Arc::new(ReadProgress::default()),
         })

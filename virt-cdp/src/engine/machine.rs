@@ -13,7 +13,7 @@ use cdp_core::{Harbor, MachineDescription, Mode, Point, RecorderStats, Timestamp
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
-    engine::{capture::ReadProgress, guard, quiesce::Quiet},
+    engine::{guard, quiesce::Quiet, reading::ReadProgress},
 };
 
 /// How long a command may take; a detach waits for QEMU.
@@ -76,6 +76,43 @@ pub(crate) struct Status {
     pub(crate) progress: Option<Arc<ReadProgress>>,
     /// Of the recording, while there is one.
     pub(crate) stats: Option<RecorderStats>,
+    /// The last resync that reached its barrier.
+    pub(crate) last_resync: Option<Resync>,
+}
+
+/// What a resync read, and what it found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Resync {
+    /// When the taps stood.
+    pub(crate) start: Timestamp,
+    /// When the barrier was reached.
+    pub(crate) end: Timestamp,
+    /// Of each volume.
+    pub(crate) volumes: Vec<ResyncVolume>,
+}
+
+/// What a resync read of one volume, and what it found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ResyncVolume {
+    /// The volume.
+    pub(crate) id: VolumeId,
+    /// How much of it had to be read.
+    pub(crate) extent: Doubt,
+    /// Bytes read of the disk.
+    pub(crate) read: u64,
+    /// Bytes that differed and were journaled.
+    pub(crate) differing: u64,
+}
+
+/// Which part of a volume may have changed while nobody captured it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// What a bitmap marks.
+    Marked,
+    /// All of it; why no bitmap says more.
+    Whole(String),
+    /// None of it; why that is known without a bitmap.
+    Nothing(String),
 }
 
 /// A point as it is wanted.
@@ -142,6 +179,7 @@ impl Machine {
             attached: Vec::new(),
             progress: None,
             stats: None,
+            last_resync: None,
         };
         let machine = Self {
             name: harbor.description().name,

@@ -2,13 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use cdp_core::{Gap, Grade, MachineSource, Point, Timestamp};
+use cdp_core::{Gap, Grade, MachineDescription, MachineSource, Point, Timestamp};
 
 use crate::{
     api::v1,
     engine::{
         coverage,
-        machine::{Machine, State, now},
+        machine::{Doubt, Machine, Resync, State, now},
     },
 };
 
@@ -74,6 +74,36 @@ fn recent(points: &[Point], gaps: &[v1::Gap]) -> Vec<v1::Span> {
     let from_ns = time(first.time).max(to_ns - coverage::MACHINE_SPAN_NS);
     let times: Vec<i64> = points.iter().map(|point| time(point.time)).collect();
     coverage::spans((from_ns, to_ns), &times, gaps)
+}
+
+fn resync(resync: &Resync, description: &MachineDescription) -> v1::Resync {
+    let volumes: Vec<v1::ResyncVolume> = resync
+        .volumes
+        .iter()
+        .map(|v| {
+            let (how, reason) = match &v.extent {
+                Doubt::Marked => ("bitmap", ""),
+                Doubt::Whole(reason) => ("whole", reason.as_str()),
+                Doubt::Nothing(reason) => ("nothing", reason.as_str()),
+            };
+            v1::ResyncVolume {
+                target: description
+                    .volume(v.id)
+                    .map_or_else(|| v.id.to_string(), |d| d.target.clone()),
+                how: how.into(),
+                reason: reason.into(),
+                read_bytes: v.read,
+                differing_bytes: v.differing,
+            }
+        })
+        .collect();
+    v1::Resync {
+        start_ns: time(resync.start),
+        end_ns: time(resync.end),
+        read_bytes: volumes.iter().map(|v| v.read_bytes).sum(),
+        differing_bytes: volumes.iter().map(|v| v.differing_bytes).sum(),
+        volumes,
+    }
 }
 
 /// Where a machine runs, in words.
@@ -142,7 +172,7 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
             .map(gap)
             .collect(),
         created_ns: time(description.created),
-        last_resync: None,
+        last_resync: status.last_resync.map(|r| resync(&r, &description)),
         coverage: recent(&points, &all_gaps),
     }
 }

@@ -20,6 +20,8 @@ mod machine;
 
 mod supervisor;
 
+mod marking;
+
 mod capture;
 
 mod sink;

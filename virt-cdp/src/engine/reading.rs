@@ -1,15 +1,15 @@
 //! Reading a machine's disks while it runs, for the seed and the resync.
 //!
 //! Seed: what is read becomes the base point; the journal's records since the attach are laid over it
-//! (the stream wins). Resync: each 64 KiB cluster is compared with what the harbor had before the
-//! attach, and what differs is journaled unless the stream wrote it since. Both end with a drain
+//! (the stream wins). Resync: what is in doubt is read (what a bitmap marks, or all), each 64 KiB cluster is
+//! compared with what the harbor had before the attach, and what differs is journaled unless the stream wrote it since. Both end with a drain
 //! barrier: from there on, journal and guest agree.
 
 use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -24,13 +24,31 @@ use qemu_hook::{
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
     engine::{
-        capture::{Purpose, ReadProgress},
         errors::{from_harbor, from_monitor, sentence},
+        machine::{Doubt, Resync, ResyncVolume, now},
+        marking::{Marking, ToRead},
     },
 };
 
 /// Bytes that are compared, and journaled when they differ, at a time.
 const CLUSTER: usize = 64 << 10;
+
+/// How far the reading of the disks has come.
+#[derive(Debug, Default)]
+pub(crate) struct ReadProgress {
+    /// Bytes looked at.
+    pub(crate) done: AtomicU64,
+    /// Bytes of all volumes.
+    pub(crate) total: AtomicU64,
+}
+
+/// What a volume is read for.
+pub(crate) enum Purpose {
+    /// The first base point.
+    Seed(Vec<(VolumeId, SeedWriter)>),
+    /// To find what was missed.
+    Resync(Vec<(VolumeId, LatestImage)>),
+}
 
 /// What a reader works with.
 pub(crate) struct Reading {
@@ -38,8 +56,12 @@ pub(crate) struct Reading {
     pub(crate) monitor: Arc<dyn Monitor>,
     /// Where the taps write to.
     pub(crate) recorder: Recorder,
+    /// The bitmaps.
+    pub(crate) marking: Arc<Marking>,
     /// Volume, node, and the name for its export.
     pub(crate) exports: Vec<(VolumeId, String, String)>,
+    /// What is in doubt of the volumes.
+    pub(crate) to_read: Vec<ToRead>,
     /// The machine's short tag.
     pub(crate) tag: String,
     /// A directory for the socket that nobody else can enter.
@@ -50,18 +72,23 @@ pub(crate) struct Reading {
     pub(crate) cancelled: Arc<AtomicBool>,
 }
 
-/// Reads all disks and closes with a barrier.
-pub(crate) fn run(reading: &Reading, purpose: Purpose) -> ApiResult<()> {
+/// Reads the disks, or what is in doubt of them, and closes with a barrier.
+pub(crate) fn run(reading: &Reading, purpose: Purpose) -> ApiResult<Option<Resync>> {
     // A write that was under way when the mirror came up reaches no tap: it has to land before it is read.
     bitmap::drain(&*reading.monitor).map_err(|e| from_monitor(&e))?;
-    match purpose {
-        Purpose::Seed(writers) => seed(reading, writers),
-        Purpose::Resync(images) => resync(reading, images),
+    let found = match purpose {
+        Purpose::Seed(writers) => seed(reading, writers).map(|()| None),
+        Purpose::Resync(images) => resync(reading, images).map(Some),
+    }?;
+    if let Err(error) = reading.marking.settle() {
+        tracing::warn!(%error, "what was in doubt stays so: the next resync reads it again");
     }
+    Ok(found)
 }
 
 fn seed(reading: &Reading, mut writers: Vec<(VolumeId, SeedWriter)>) -> ApiResult<()> {
-    reading.read_all(|volume, offset, piece| {
+    let all = |_| Doubt::Whole(String::new());
+    reading.read_all(all, |volume, offset, piece| {
         let writer = writers.iter_mut().find(|(id, _)| *id == volume);
         match (writer, piece) {
             (Some((_, writer)), Piece::Data(data)) => {
@@ -78,7 +105,8 @@ fn seed(reading: &Reading, mut writers: Vec<(VolumeId, SeedWriter)>) -> ApiResul
     Ok(())
 }
 
-fn resync(reading: &Reading, images: Vec<(VolumeId, LatestImage)>) -> ApiResult<()> {
+fn resync(reading: &Reading, images: Vec<(VolumeId, LatestImage)>) -> ApiResult<Resync> {
+    let start = now();
     let mut found = Vec::new();
     for (id, image) in images {
         let recorder = reading.recorder.volume(id).map_err(from_harbor)?;
@@ -87,31 +115,51 @@ fn resync(reading: &Reading, images: Vec<(VolumeId, LatestImage)>) -> ApiResult<
             image,
             recorder,
             old: vec![0; CLUSTER],
+            read: 0,
             taken: 0,
         });
     }
     reading.read_all(
+        |id| reading.doubt(id),
         |volume, offset, piece| match found.iter_mut().find(|c| c.id == volume) {
             Some(compare) => compare.piece(offset, piece),
             None => Ok(()),
         },
     )?;
     bitmap::drain(&*reading.monitor).map_err(|e| from_monitor(&e))?;
+    let mut volumes = Vec::new();
     for compare in found {
         compare.recorder.end_resync();
-        tracing::info!(
-            volume = compare.id.0,
-            bytes = compare.taken,
-            "resync: differing bytes journaled"
-        );
+        let volume = ResyncVolume {
+            id: compare.id,
+            extent: reading.doubt(compare.id),
+            read: compare.read,
+            differing: compare.taken,
+        };
+        tracing::info!(?volume, "resync: differing bytes journaled");
+        volumes.push(volume);
     }
     reading.recorder.sync().map_err(from_harbor)?;
-    Ok(())
+    Ok(Resync {
+        start,
+        end: now(),
+        volumes,
+    })
 }
 
 impl Reading {
+    fn doubt(&self, id: VolumeId) -> Doubt {
+        let known = self.to_read.iter().find(|v| v.id == id);
+        known.map_or_else(
+            || Doubt::Whole("nothing is known of it".into()),
+            |v| v.doubt.clone(),
+        )
+    }
+
+    /// Reads of every volume what `doubt` says.
     fn read_all(
         &self,
+        doubt: impl Fn(VolumeId) -> Doubt,
         mut take: impl FnMut(VolumeId, u64, Piece<'_>) -> ApiResult<()>,
     ) -> ApiResult<()> {
         let failed = |e: &(dyn std::error::Error + 'static)| {
@@ -120,22 +168,41 @@ impl Reading {
                 format!("cannot read the disk: {}", sentence(e)),
             )
         };
-        let mut exports =
-            ReadExports::start(&*self.monitor, &self.dir, &self.tag).map_err(|e| failed(&e))?;
+        let mut exports: Option<ReadExports<'_>> = None;
         for (id, node, name) in &self.exports {
-            let stream = exports.open(node, name).map_err(|e| failed(&e))?;
+            let marked = match doubt(*id) {
+                Doubt::Nothing(_) => continue,
+                Doubt::Whole(_) => None,
+                // Without B_prev nothing was marked.
+                Doubt::Marked => match self.to_read.iter().find(|v| v.id == *id) {
+                    Some(v) if v.bytes > 0 => Some(v.bitmap.as_str()),
+                    _ => continue,
+                },
+            };
+            let server = match &mut exports {
+                Some(server) => server,
+                None => exports.insert(
+                    ReadExports::start(&*self.monitor, &self.dir, &self.tag)
+                        .map_err(|e| failed(&e))?,
+                ),
+            };
+            let stream = server.open(node, name, marked).map_err(|e| failed(&e))?;
             let done = |bytes| {
                 self.progress.done.fetch_add(bytes, Ordering::Relaxed);
                 !self.cancelled.load(Ordering::Relaxed)
             };
-            disk_read::read_disk(stream, name, done, |offset, piece| take(*id, offset, piece))
-                .map_err(|e| match e {
-                    disk_read::ReadError::Taker(e) => e,
-                    disk_read::ReadError::Nbd(e) => failed(&e),
-                    disk_read::ReadError::Cancelled => {
-                        ApiError::new(ApiErrorKind::Unavailable, "stopped")
-                    }
-                })?;
+            let take = |offset, piece: Piece<'_>| take(*id, offset, piece);
+            let read = match marked {
+                Some(bitmap) => disk_read::read_marked(stream, name, bitmap, done, take),
+                None => disk_read::read_disk(stream, name, done, take),
+            };
+            read.map_err(|e| match e {
+                disk_read::ReadError::Taker(e) => e,
+                disk_read::ReadError::Nbd(e) => failed(&e),
+                disk_read::ReadError::Cancelled => {
+                    ApiError::new(ApiErrorKind::Unavailable, "stopped")
+                }
+            })?;
         }
         Ok(())
     }
@@ -147,6 +214,7 @@ struct Compare {
     image: LatestImage,
     recorder: VolumeRecorder,
     old: Vec<u8>,
+    read: u64,
     taken: u64,
 }
 
@@ -159,6 +227,7 @@ impl Compare {
     }
 
     fn data(&mut self, offset: u64, data: &[u8]) -> ApiResult<()> {
+        self.read += data.len() as u64;
         let mut at = offset;
         for now in data.chunks(CLUSTER) {
             let old = self.old.get_mut(..now.len()).unwrap_or_default();

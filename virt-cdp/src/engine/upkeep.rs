@@ -2,7 +2,7 @@
 //!
 //! All of it may be slow to answer; points must not wait for it. Each second the machine's definition is
 //! looked at (later points carry it) and the mirrors are confirmed; at the bitmap interval the bitmaps are
-//! rotated.
+//! rotated; what a rotation took aside is dropped once the mirrors are confirmed after it.
 //!
 //! Invariant: whatever was captured up to [`Upkeep::confirmed`] came through mirrors that stood.
 
@@ -16,12 +16,56 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cdp_core::{Harbor, Seq, Timestamp};
+use cdp_core::{Harbor, Recorder, Seq, Timestamp};
+use qemu_hook::{
+    attach::{self, Names},
+    bitmap,
+    monitor::Monitor,
+};
 
-use crate::engine::{capture::QemuSide, guard, source::Source};
+use crate::{
+    api::ApiResult,
+    engine::{errors::from_monitor, guard, machine::now, marking::Marking, source::Source},
+};
 
 /// How often the definition and the mirrors are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The QEMU side of a capture, for any thread: its bitmaps, and whether its mirrors stand.
+pub(crate) struct QemuSide {
+    /// QEMU's monitor.
+    pub(crate) monitor: Arc<dyn Monitor>,
+    /// Of the volumes' pieces in QEMU.
+    pub(crate) names: Vec<Names>,
+    /// The bitmaps.
+    pub(crate) marking: Arc<Marking>,
+    /// Where the taps write to.
+    pub(crate) recorder: Recorder,
+}
+
+impl QemuSide {
+    /// The moment it is now, and the last record taken.
+    pub(crate) fn moment(&self) -> Confirmed {
+        // In this order: a point that belongs to the head is not later than the time.
+        let head = self.recorder.head();
+        Confirmed { time: now(), head }
+    }
+
+    /// Tells whether all mirrors are there still.
+    pub(crate) fn mirrors_stand(&self) -> ApiResult<bool> {
+        attach::mirrors_stand(&*self.monitor, &self.names).map_err(|e| from_monitor(&e))
+    }
+
+    /// Waits until every write that QEMU has under way has reached its tap.
+    pub(crate) fn drain(&self) -> ApiResult<()> {
+        bitmap::drain(&*self.monitor).map_err(|e| from_monitor(&e))
+    }
+
+    /// Rotates the bitmaps: what was marked so far is in the journal, on stable storage, if the mirrors stood.
+    pub(crate) fn rotate(&self) -> ApiResult<()> {
+        self.marking.rotate(&self.recorder)
+    }
+}
 
 /// The running upkeep of one capture; dropped, it ends.
 pub(crate) struct Upkeep {
@@ -97,7 +141,12 @@ impl Seen {
     fn confirm(&self, qemu: &QemuSide) {
         let asked = qemu.moment();
         match qemu.mirrors_stand() {
-            Ok(true) => *guard(&self.confirmed) = asked,
+            Ok(true) => {
+                *guard(&self.confirmed) = asked;
+                if let Err(error) = qemu.marking.confirm() {
+                    tracing::debug!(%error, "what was marked before the last rotation stays in doubt");
+                }
+            }
             Ok(false) => self.lost.store(true, Ordering::SeqCst),
             Err(error) => tracing::debug!(%error, "the mirrors cannot be confirmed now"),
         }

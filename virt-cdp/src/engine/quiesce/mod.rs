@@ -32,9 +32,9 @@ use self::{
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
     engine::{
-        capture::QemuSide,
         machine::{Command, Machine, PointWish, Still, now},
         source::Source,
+        upkeep::QemuSide,
     },
 };
 

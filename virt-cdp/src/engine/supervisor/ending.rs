@@ -122,6 +122,11 @@ impl Supervisor {
             End::MachineStopped => {
                 if active.capture.wait_end() {
                     last_point();
+                    if active.ready
+                        && let Err(error) = active.capture.rest()
+                    {
+                        tracing::warn!(machine = self.machine.name, %error, "the images' rest is not noted");
+                    }
                 }
                 (GapReason::GuestOff, now())
             }

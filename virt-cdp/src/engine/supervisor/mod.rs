@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cdp_core::{GapReason, Grade, Harbor, Mode, Timestamp};
+use cdp_core::{GapReason, Grade, Harbor, MachineDescription, Marks, Mode, Timestamp, VolumeId};
 use qemu_hook::bitmap::{self, BitmapNames};
 
 use self::ending::End;
@@ -26,7 +26,7 @@ use crate::{
     engine::{
         capture::{Capture, Place, ReadState},
         errors::{from_harbor, from_monitor, sentence},
-        machine::{Command, Machine, State, now},
+        machine::{Command, Doubt, Machine, State, now},
         source::{self, Presence, Source},
         upkeep::{Upkeep, keep_definition},
         watch::{Inherited, TapWatch},
@@ -274,8 +274,9 @@ impl Supervisor {
         } else {
             State::Seeding
         };
+        let detail = whole_disks(&capture.doubts, &harbor.description());
         self.begin(capture, run, false, left_out)?;
-        self.machine.set_state(state, "");
+        self.machine.set_state(state, &detail);
         Ok(())
     }
 
@@ -358,7 +359,13 @@ impl Supervisor {
         if !active.ready {
             match active.capture.read_state() {
                 ReadState::Reading => {}
-                ReadState::Finished | ReadState::Idle => self.became_ready(),
+                ReadState::Finished(resync) => {
+                    if resync.is_some() {
+                        self.machine.update(|s| s.last_resync = resync);
+                    }
+                    self.became_ready();
+                }
+                ReadState::Idle => self.became_ready(),
                 ReadState::Failed(error) => {
                     self.put_down(End::TapLost);
                     self.failed(&error);
@@ -397,9 +404,6 @@ impl Supervisor {
                 error = sentence(&error),
                 "no first point"
             );
-        }
-        if let Err(error) = active.capture.qemu_side().rotate() {
-            tracing::warn!(machine = self.machine.name, %error, "the bitmaps were not rotated");
         }
         active.ready = true;
         active.next_point = Instant::now() + interval;
@@ -440,24 +444,37 @@ impl Supervisor {
 
     /// Removes what marks writes in the images; those of a machine that is off keep theirs.
     fn remove_bitmaps(&self) {
+        if let Err(error) = self.harbor().set_marks(&Marks::default()) {
+            tracing::warn!(machine = self.machine.name, %error, "the bitmaps are still known");
+        }
         if !matches!(self.setting.source.presence(), Presence::Running(_)) {
             return;
         }
         let volumes = self.harbor().description().volumes;
         let removed =
             source::open(&*self.setting.source, &volumes, &self.tag).and_then(|running| {
-                let nodes: Vec<String> = running
-                    .nodes
-                    .iter()
-                    .map(|(_, node)| node.name.clone())
-                    .collect();
-                bitmap::remove(&*running.monitor, &nodes, &BitmapNames::new(&self.tag))
-                    .map_err(|e| from_monitor(&e))
+                let names = BitmapNames::new(&self.tag);
+                running.nodes.iter().try_for_each(|(_, node)| {
+                    bitmap::remove(&*running.monitor, &node.name, &names)
+                        .map_err(|e| from_monitor(&e))
+                })
             });
         if let Err(error) = removed {
             tracing::warn!(machine = self.machine.name, %error, "the bitmaps stay in the images");
         }
     }
+}
+
+/// Says which volumes are read whole in a resync, and why.
+fn whole_disks(doubts: &[(VolumeId, Doubt)], description: &MachineDescription) -> String {
+    let whole = doubts.iter().filter_map(|(id, doubt)| match doubt {
+        Doubt::Whole(reason) => {
+            let target = &description.volume(*id)?.target;
+            Some(format!("{target}: whole disk, because {reason}"))
+        }
+        Doubt::Marked | Doubt::Nothing(_) => None,
+    });
+    whole.collect::<Vec<_>>().join("; ")
 }
 
 /// The next moment on the beat after `last`; beats that have passed are left out.
