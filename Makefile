@@ -55,6 +55,7 @@ fuzz:
 # One guest at a time: two cores carry one emulated machine well.
 e2e: build
 	tests/guest/build-small >/dev/null
+	tests/guest/build-agent >/dev/null
 	tests/guest/build-debian >/dev/null
 	$(CARGO) test --locked -p virt-cdp-tests -- --test-threads 1
 

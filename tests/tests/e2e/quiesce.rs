@@ -81,6 +81,10 @@ fn no_gaps(daemon: &Daemon, name: &str) {
     let info = daemon.json(&["info", name]);
     assert_eq!(info["state"], "protected");
     assert_eq!(info["gaps"].as_array().map(Vec::len), Some(0), "{info}");
+    let coverage = info["coverage"].as_array().expect("spans");
+    assert_eq!(coverage.len(), 1, "{info}");
+    assert_eq!(coverage[0]["kind"], "points", "{info}");
+    assert_eq!(coverage[0]["points"], info["points"], "{info}");
 }
 
 #[test]
