@@ -39,7 +39,7 @@ class Report:
         self.failures = []
 
     def figure(self, key, value, note, proven=True):
-        """`proven`: what the figure asks beside its number (no guest error, the same again)."""
+        """`proven`: what the figure asks beside its number (no guest error, the same again, the whole size)."""
         _, name, sense, bound = next(figure for figure in FIGURES if figure[0] == key)
         met = False
         if value is not None:
