@@ -459,10 +459,12 @@ fn read_others(ends: &Ends<'_>, footer: &Footer) -> Result<Vec<Record>> {
     let bytes = read_index(ends.path, &*ends.file, &others_only)?;
     let within = footer.first_seq..=footer.last_seq;
     let records = bytes.chunks_exact(RECORD_LEN).map(|bytes| {
-        Record::decode(bytes).and_then(|record| match within.contains(&record.seq) {
+        let record = Record::decode(bytes)?;
+        // An index that was written to a wrong place has good records where others should be.
+        match within.contains(&record.seq) && !record.kind.is_data() {
             true => Ok(record),
-            false => Err(Broken::Field("the number of a record")),
-        })
+            false => Err(Broken::Field("the place of a record")),
+        }
     });
     let records: Result<Vec<Record>, Broken> = records.collect();
     records.map_err(|broken| HarborError::damaged(ends.path, broken.to_string()))

@@ -126,7 +126,11 @@ fn check_damaged(world: &World, fork: &SimulatedStorage) -> Step {
     }
     let is_told = !report.damage.is_empty() || report.cut.as_ref().is_some_and(|cut| cut.bytes > 0);
     if points.len() < expected.len() && !is_told {
-        return wrong(format!("points are lost without a word: {report:?}"));
+        let offered: Vec<u64> = points.iter().map(|point| point.id.0).collect();
+        let (count, promised) = (expected.len(), world.history.promised);
+        return wrong(format!(
+            "points {offered:?} are offered, not {count}, without a word; promised up to {promised}: {report:?}"
+        ));
     }
     Ok(())
 }
