@@ -39,6 +39,11 @@ pub enum DomainState {
         /// True where a failed disk stopped them.
         io_error: bool,
     },
+    /// The CPUs stand still for a migration: the disks are another QEMU's now, or still.
+    Migrating {
+        /// libvirt's number of this run.
+        id: u32,
+    },
     /// The guest put itself to sleep (ACPI S3).
     Asleep {
         /// libvirt's number of this run.
@@ -51,6 +56,23 @@ pub enum DomainState {
     },
 }
 
+/// How a domain came to be off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhyOff {
+    /// The guest shut down.
+    ShutDown,
+    /// Somebody destroyed it.
+    Destroyed,
+    /// QEMU or the guest crashed.
+    Crashed,
+    /// It was migrated to another host, and may run there.
+    Migrated,
+    /// Its state was saved; the next start goes on from there.
+    Saved,
+    /// It runs, was never started, or libvirt does not tell.
+    Unknown,
+}
+
 impl DomainState {
     /// libvirt's number of this run, or none when the domain is off.
     pub fn id(&self) -> Option<u32> {
@@ -58,6 +80,7 @@ impl DomainState {
             Self::Off => None,
             Self::Running { id }
             | Self::Paused { id, .. }
+            | Self::Migrating { id }
             | Self::Asleep { id }
             | Self::Crashed { id } => Some(id),
         }
@@ -141,6 +164,16 @@ impl Domain {
         Ok(state_of(state, reason, id))
     }
 
+    /// Tells how the domain came to be off.
+    ///
+    /// # Errors
+    /// Those of [`Domain::state`].
+    pub fn why_off(&self) -> Result<WhyOff> {
+        let (state, reason) =
+            ffi::state(&self.virt()?).map_err(|error| self.error("read the state of", error))?;
+        Ok(why_off(state, reason))
+    }
+
     /// Returns libvirt's number of the present run.
     ///
     /// # Errors
@@ -208,6 +241,9 @@ fn state_of(state: u32, reason: u32, id: Option<u32>) -> DomainState {
     };
     match state {
         sys::VIR_DOMAIN_SHUTOFF => DomainState::Off,
+        sys::VIR_DOMAIN_PAUSED if reason == sys::VIR_DOMAIN_PAUSED_MIGRATION => {
+            DomainState::Migrating { id }
+        }
         sys::VIR_DOMAIN_PAUSED => DomainState::Paused {
             id,
             io_error: reason == sys::VIR_DOMAIN_PAUSED_IOERROR,
@@ -216,6 +252,20 @@ fn state_of(state: u32, reason: u32, id: Option<u32>) -> DomainState {
         sys::VIR_DOMAIN_CRASHED => DomainState::Crashed { id },
         // NOSTATE and BLOCKED are a running guest for QEMU; SHUTDOWN is one that has not ended yet.
         _ => DomainState::Running { id },
+    }
+}
+
+fn why_off(state: u32, reason: u32) -> WhyOff {
+    if state != sys::VIR_DOMAIN_SHUTOFF {
+        return WhyOff::Unknown;
+    }
+    match reason {
+        sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN => WhyOff::ShutDown,
+        sys::VIR_DOMAIN_SHUTOFF_DESTROYED => WhyOff::Destroyed,
+        sys::VIR_DOMAIN_SHUTOFF_CRASHED => WhyOff::Crashed,
+        sys::VIR_DOMAIN_SHUTOFF_MIGRATED => WhyOff::Migrated,
+        sys::VIR_DOMAIN_SHUTOFF_SAVED => WhyOff::Saved,
+        _ => WhyOff::Unknown,
     }
 }
 
@@ -246,6 +296,7 @@ mod tests {
                 },
             ),
             (3, 5, Some(id), DomainState::Paused { id, io_error: true }),
+            (3, 2, Some(id), DomainState::Migrating { id }),
             (4, 1, Some(id), DomainState::Running { id }),
             (5, 2, None, DomainState::Off),
             (6, 1, None, DomainState::Off),
@@ -255,6 +306,26 @@ mod tests {
         for (state, reason, id, expected) in table {
             assert_eq!(
                 state_of(state, reason, id),
+                expected,
+                "state {state} reason {reason}"
+            );
+        }
+    }
+
+    #[test]
+    fn why_a_domain_is_off_follows_libvirts_numbers() {
+        let table = [
+            (5, 1, WhyOff::ShutDown),
+            (5, 2, WhyOff::Destroyed),
+            (5, 3, WhyOff::Crashed),
+            (5, 4, WhyOff::Migrated),
+            (5, 5, WhyOff::Saved),
+            (5, 0, WhyOff::Unknown),
+            (1, 4, WhyOff::Unknown),
+        ];
+        for (state, reason, expected) in table {
+            assert_eq!(
+                why_off(state, reason),
                 expected,
                 "state {state} reason {reason}"
             );

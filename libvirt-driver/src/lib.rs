@@ -39,8 +39,8 @@ pub mod apparmor;
 pub mod qemu_user;
 
 pub use connection::Hypervisor;
-pub use disks::{Disk, Verdict};
-pub use domain::{Domain, DomainState};
+pub use disks::{Disk, Verdict, parse_disks};
+pub use domain::{Domain, DomainState, WhyOff};
 pub use error::{ErrorKind, LibvirtError};
 pub use events::{DomainEvent, DomainEventKind};
 pub use monitor::DomainMonitor;

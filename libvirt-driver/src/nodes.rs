@@ -165,6 +165,38 @@ pub fn find_node(
     })
 }
 
+/// Deletes what libvirt could not delete of a disk that was unplugged while somebody held its node `name`.
+///
+/// libvirt's nodes of one source are `libvirt-N-format` and what is below; N is never used again in that run.
+/// What others still use stays.
+///
+/// # Errors
+/// [`MonitorError`], but for a refusal.
+pub fn delete_unplugged(monitor: &dyn Monitor, name: &str) -> Result<(), MonitorError> {
+    let Some(source) = name
+        .strip_prefix("libvirt-")
+        .and_then(|rest| rest.split('-').next())
+        .filter(|number| number.parse::<u32>().is_ok())
+    else {
+        return Ok(());
+    };
+    let nodes = monitor.execute("query-named-block-nodes", json!({ "flat": true }))?;
+    for layer in ["format", "slice-sto", "storage"] {
+        let node = format!("libvirt-{source}-{layer}");
+        if !list(&nodes).any(|one| text(one, "node-name") == node) {
+            continue;
+        }
+        match monitor.execute("blockdev-del", json!({ "node-name": node })) {
+            Ok(_) => {}
+            Err(error @ MonitorError::Refused { .. }) => {
+                tracing::warn!(node, %error, "a node of an unplugged disk stays in QEMU");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// The device's QOM path or ID belongs to the alias; virtio-blk's backend is a child of the device.
 fn is_device(qdev: &str, alias: &str) -> bool {
     let id = qdev.strip_prefix("/machine/peripheral/").unwrap_or(qdev);

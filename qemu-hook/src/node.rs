@@ -62,6 +62,20 @@ pub fn devices(monitor: &dyn Monitor) -> Result<Vec<Device>, MonitorError> {
     Ok(found)
 }
 
+/// Lists the block devices of a QEMU that runs without libvirt, each with the node on top of it.
+///
+/// # Errors
+/// As [`devices`].
+pub fn plugged(monitor: &dyn Monitor) -> Result<Vec<(String, String)>, MonitorError> {
+    let answer = monitor.execute("query-block", Value::Null)?;
+    let on_top = |device: &Value| {
+        let node = device["inserted"]["node-name"].as_str();
+        node.unwrap_or_default().to_owned()
+    };
+    let devices = answer.as_array().into_iter().flatten();
+    Ok(devices.map(|d| (device_name(d), on_top(d))).collect())
+}
+
 /// Looks at the node `name` and says whether it can be protected.
 ///
 /// # Errors

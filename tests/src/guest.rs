@@ -9,9 +9,11 @@ use std::{
     time::Duration,
 };
 
-use crate::{must, repository, run, wait_for};
+use crate::{Ran, must, repository, run, wait_for};
 
 const LIBVIRT: &str = "qemu:///system";
+/// Where libvirt's sockets are, as it sees it itself.
+const RUN_DIR: &str = "/run/libvirt";
 
 /// A libvirt domain of the test's own, removed at the end.
 pub struct Guest {
@@ -20,16 +22,33 @@ pub struct Guest {
     dir: Option<PathBuf>,
     /// Whether the domain goes when this handle does.
     owned: bool,
+    /// The libvirt it is at, and the directory of its sockets.
+    at: (String, PathBuf),
+}
+
+/// The machine's own libvirt.
+fn system() -> (String, PathBuf) {
+    (LIBVIRT.to_owned(), PathBuf::from(RUN_DIR))
 }
 
 impl Guest {
     /// Defines and starts a small guest with one image per entry of `disks` (format, bytes).
     pub fn start(name: &str, disks: &[(&str, u64)]) -> Self {
-        Self::start_with(name, disks, &[])
+        Self::start_at(system(), name, disks, &[])
     }
 
     /// Defines and starts a small guest, with more options of `tests/guest/domain-xml`.
     pub fn start_with(name: &str, disks: &[(&str, u64)], more: &[&str]) -> Self {
+        Self::start_at(system(), name, disks, more)
+    }
+
+    /// As [`start_with`](Self::start_with), at the libvirt of that URI, whose sockets are in that directory.
+    pub fn start_at(
+        at: (String, PathBuf),
+        name: &str,
+        disks: &[(&str, u64)],
+        more: &[&str],
+    ) -> Self {
         let dir = PathBuf::from("/var/lib/libvirt/images").join(name);
         fs::create_dir_all(&dir).expect("a directory for the guest's disks");
         let mut options = Vec::new();
@@ -46,6 +65,7 @@ impl Guest {
             name: name.to_owned(),
             dir: Some(dir.clone()),
             owned: true,
+            at,
         };
         let script = repository().join("tests/guest/domain-xml");
         let mut arguments = vec!["small", name];
@@ -54,16 +74,7 @@ impl Guest {
         let xml = must(script.to_str().expect("a plain path"), &arguments);
         let file = dir.join("domain.xml");
         fs::write(&file, xml).expect("the domain's XML");
-        must(
-            "virsh",
-            &[
-                "-q",
-                "-c",
-                LIBVIRT,
-                "define",
-                file.to_str().expect("a plain path"),
-            ],
-        );
+        guest.virsh(&["define", file.to_str().expect("a plain path")]);
         guest.boot();
         guest
     }
@@ -74,6 +85,17 @@ impl Guest {
             name: name.to_owned(),
             dir: None,
             owned: false,
+            at: system(),
+        }
+    }
+
+    /// The same guest at another libvirt; it is ended and undefined there when this handle is dropped.
+    pub fn moved(&self, at: (String, PathBuf)) -> Self {
+        Self {
+            name: self.name.clone(),
+            dir: None,
+            owned: true,
+            at,
         }
     }
 
@@ -83,6 +105,7 @@ impl Guest {
             name: name.to_owned(),
             dir: None,
             owned: true,
+            at: system(),
         }
     }
 
@@ -143,7 +166,7 @@ impl Guest {
     }
 
     fn channel(&self) -> Result<PathBuf, String> {
-        let xml = run("virsh", &["-c", LIBVIRT, "dumpxml", &self.name]);
+        let xml = run("virsh", &["-c", &self.at.0, "dumpxml", &self.name]);
         let before = xml
             .out
             .split("name='org.virt-cdp.test.0'")
@@ -154,7 +177,10 @@ impl Guest {
             .next()
             .and_then(|s| s.split('\'').next());
         match path.filter(|p| p.starts_with('/')) {
-            Some(path) => Ok(Path::new(path).to_path_buf()),
+            Some(path) => Ok(match Path::new(path).strip_prefix(RUN_DIR) {
+                Ok(below) => self.at.1.join(below),
+                Err(_) => PathBuf::from(path),
+            }),
             None => Err(format!("no control channel: {}", xml.err)),
         }
     }
@@ -166,14 +192,55 @@ impl Guest {
 
     /// Runs virsh, which has to go well.
     pub fn virsh(&self, arguments: &[&str]) -> String {
-        let mut all = vec!["-q", "-c", LIBVIRT];
+        let ran = self.try_virsh(arguments);
+        assert!(ran.ok, "virsh {arguments:?}: {}{}", ran.out, ran.err);
+        ran.out
+    }
+
+    /// Runs virsh.
+    pub fn try_virsh(&self, arguments: &[&str]) -> Ran {
+        let mut all = vec!["-q", "-c", &self.at.0];
         all.extend(arguments);
-        must("virsh", &all)
+        run("virsh", &all)
+    }
+
+    /// Its disks as libvirt has them: target and image.
+    pub fn disks(&self) -> Vec<(String, String)> {
+        let list = self.virsh(&["domblklist", &self.name]);
+        let disk = |line: &str| {
+            let (target, image) = line.trim().split_once(' ')?;
+            Some((target.to_owned(), image.trim().to_owned()))
+        };
+        list.lines().filter_map(disk).collect()
+    }
+
+    /// The process id of its QEMU.
+    pub fn qemu_pid(&self) -> String {
+        let file = self.at.1.join("qemu").join(format!("{}.pid", self.name));
+        let pid = fs::read_to_string(file).expect("the pid file of a running domain");
+        pid.trim().to_owned()
+    }
+
+    /// Has QEMU execute a QMP command; returns its answer as text.
+    pub fn qmp(&self, command: &str) -> String {
+        self.virsh(&["qemu-monitor-command", &self.name, command])
+    }
+
+    /// Starts a load on a disk in the guest, to be [ended](Self::end_load).
+    pub fn begin_load(&self, disk: &str, mib: u32) {
+        self.sh(&format!(
+            "(wload {disk} --seconds 600 --size-mib {mib} >/tmp/load 2>&1; echo $? >/tmp/load.code) >/dev/null 2>&1 & echo $! >/tmp/load.pid"
+        ));
+    }
+
+    /// Ends the load, which must still be running: a write that failed would have ended it.
+    pub fn end_load(&self) {
+        self.sh("test ! -e /tmp/load.code || { cat /tmp/load; exit 1; }; killall wload; sleep 0.2; dmesg | grep -i 'I/O error' && exit 1; true");
     }
 
     /// The domain's state in virsh's words.
     pub fn state(&self) -> String {
-        run("virsh", &["-q", "-c", LIBVIRT, "domstate", &self.name])
+        self.try_virsh(&["domstate", &self.name])
             .out
             .trim()
             .to_owned()
@@ -205,11 +272,8 @@ impl Drop for Guest {
         if !self.owned {
             return;
         }
-        run("virsh", &["-q", "-c", LIBVIRT, "destroy", &self.name]);
-        run(
-            "virsh",
-            &["-q", "-c", LIBVIRT, "undefine", &self.name, "--nvram"],
-        );
+        self.try_virsh(&["destroy", &self.name]);
+        self.try_virsh(&["undefine", &self.name, "--nvram", "--managed-save"]);
         if let Some(dir) = &self.dir {
             let _ = fs::remove_dir_all(dir);
         }

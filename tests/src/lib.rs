@@ -11,6 +11,10 @@ pub mod storage_daemon;
 
 pub mod nbd;
 
+pub mod libvirtd;
+
+pub mod proof;
+
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},

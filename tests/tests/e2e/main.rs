@@ -17,6 +17,8 @@ mod hook;
 
 mod lifecycle;
 
+mod lifecycle_disks;
+
 mod quiesce;
 
 mod marks;

@@ -14,7 +14,8 @@ use crate::{api::v1, units::format_size};
 /// Protects a machine: from now on every write is kept
 ///
 /// The guest goes on running. Its disks are read once (the seed) while its writes are already captured;
-/// when the seed is complete the machine can be viewed at any second from then on.
+/// when the seed is complete the machine can be viewed at any second from then on. Of a machine that is
+/// protected already, disks plugged in since are taken in by naming them with --disk.
 ///
 /// Ctrl-C while waiting leaves the protection running.
 #[derive(Debug, clap::Args)]

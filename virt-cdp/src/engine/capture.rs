@@ -7,6 +7,8 @@
 //! Invariant: no point is made before the barrier. A capture that ends, however, leaves the journal a
 //! valid prefix of what the guest wrote.
 
+mod handover;
+
 use std::{
     path::PathBuf,
     sync::{
@@ -15,7 +17,7 @@ use std::{
         mpsc,
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use cdp_core::{GapReason, Harbor, Recorder, Timestamp, VolumeId};
@@ -30,12 +32,12 @@ use crate::{
     engine::{
         errors::{from_harbor, sentence},
         machine::{Doubt, Resync, now},
-        marking::{LastWrite, Marking},
+        marking::Marking,
         reading::{self, Purpose, ReadProgress, Reading},
         sink::RecorderSink,
-        source::{Running, Source},
-        upkeep::{Confirmed, QemuSide},
-        watch::{Inherited, Legacy, TapWatch},
+        source::Running,
+        upkeep::QemuSide,
+        watch::TapWatch,
     },
     guard::Held,
 };
@@ -147,27 +149,18 @@ impl Capture {
         place: &Place<'_>,
     ) -> ApiResult<(Vec<Tapped>, Purpose)> {
         // What is compared against, and what remembers the stream, must be there before the first write.
-        let volumes = running.nodes.iter().map(|(id, _)| *id);
-        let purpose = if harbor.is_seeded() {
-            for id in volumes.clone() {
+        let mut purpose = Purpose::default();
+        for id in running.nodes.iter().map(|(id, _)| *id) {
+            // Base points without points behind them are of a seed that was not finished: it starts anew.
+            if harbor.is_seeded() && harbor.has_base(id) {
                 recorder.volume(id).map_err(from_harbor)?.begin_resync();
+                let image = harbor.latest_image(id).map_err(from_harbor)?;
+                purpose.resync.push((id, image));
+            } else {
+                let writer = harbor.seed(id).map_err(from_harbor)?;
+                purpose.seed.push((id, writer));
             }
-            let image = |id| harbor.latest_image(id).map(|image| (id, image));
-            Purpose::Resync(
-                volumes
-                    .map(image)
-                    .collect::<Result<_, _>>()
-                    .map_err(from_harbor)?,
-            )
-        } else {
-            let seed = |id| harbor.seed(id).map(|writer| (id, writer));
-            Purpose::Seed(
-                volumes
-                    .map(seed)
-                    .collect::<Result<_, _>>()
-                    .map_err(from_harbor)?,
-            )
-        };
+        }
         let mut taps: Vec<Tapped> = Vec::new();
         for (id, node) in &running.nodes {
             let recorder = recorder.volume(*id).map_err(from_harbor);
@@ -219,7 +212,8 @@ impl Capture {
     }
 
     fn start_reader(&mut self, purpose: Purpose, tag: &str, dir: PathBuf) -> ApiResult<()> {
-        if let Purpose::Resync(_) = purpose {
+        let resyncs = |id| purpose.resync.iter().any(|(one, _)| *one == id);
+        if !purpose.resync.is_empty() {
             // From here on it is captured again; what was missed is still missing.
             self.recorder
                 .open_gap(GapReason::Resync, now())
@@ -227,13 +221,11 @@ impl Capture {
         }
         let names = |t: &Tapped| (t.id, t.tap.names().clone());
         let to_read = self.marking.tapped(self.taps.iter().map(names))?;
-        let total = match purpose {
-            Purpose::Seed(_) => self.taps.iter().map(|t| t.tap.node.size).sum(),
-            Purpose::Resync(_) => {
-                self.doubts = to_read.iter().map(|v| (v.id, v.doubt.clone())).collect();
-                to_read.iter().map(|v| v.bytes).sum()
-            }
-        };
+        let resynced = to_read.iter().filter(|v| resyncs(v.id));
+        self.doubts = resynced.clone().map(|v| (v.id, v.doubt.clone())).collect();
+        let seeded = self.taps.iter().filter(|t| !resyncs(t.id));
+        let seeded: u64 = seeded.map(|t| t.tap.node.size).sum();
+        let total = seeded + resynced.map(|v| v.bytes).sum::<u64>();
         self.progress.total.store(total, Ordering::Relaxed);
         let (send, outcome) = mpsc::channel();
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -321,10 +313,34 @@ impl Capture {
     pub(crate) fn qemu_side(&self) -> QemuSide {
         QemuSide {
             monitor: Arc::clone(&self.monitor),
+            volumes: self.volumes(),
             names: self.taps.iter().map(|t| t.tap.names().clone()).collect(),
             marking: Arc::clone(&self.marking),
             recorder: self.recorder.clone(),
         }
+    }
+
+    /// Lets go of volumes whose disks are unplugged; the others go on. Returns the nodes of those that went.
+    pub(crate) fn let_go(&mut self, gone: &[VolumeId]) -> Vec<String> {
+        let (went, stay): (Vec<Tapped>, Vec<Tapped>) = std::mem::take(&mut self.taps)
+            .into_iter()
+            .partition(|tapped| gone.contains(&tapped.id));
+        self.taps = stay;
+        let nodes = went.iter().map(|t| t.tap.node.name.clone()).collect();
+        self.detach_all(went);
+        self.marking = Arc::new(self.marking.without(gone));
+        nodes
+    }
+
+    /// The node that is tapped of each volume.
+    pub(crate) fn tapped(&self) -> Vec<(VolumeId, String)> {
+        let node = |t: &Tapped| (t.id, t.tap.node.name.clone());
+        self.taps.iter().map(node).collect()
+    }
+
+    /// The machine's QEMU.
+    pub(crate) fn monitor(&self) -> &dyn Monitor {
+        &*self.monitor
     }
 
     /// Waits until a QEMU that is ending has hung up on all taps; false when it has not in time.
@@ -346,108 +362,17 @@ impl Capture {
         self.taps.iter().for_each(|t| t.tap.hang_up());
     }
 
-    /// Parks all taps and leaves them, with the recording sealed, to a successor; false when that failed, and
-    /// then the taps are closed.
-    pub(crate) fn bequeath(mut self, run: &str, confirmed: Confirmed, left_out: &[String]) -> bool {
-        self.stop_reader();
-        // What can be written before the guest has to wait is written before.
-        let synced = self.recorder.sync();
-        let give_up = Instant::now() + PARK_DEADLINE;
-        self.taps.iter().for_each(|t| t.tap.park());
-        let volumes = self.volumes();
-        let mut parked = synced.is_ok();
-        let mut left = Vec::new();
-        for Tapped { id, tap, held } in self.taps.drain(..) {
-            let node = tap.node.clone();
-            parked &= tap.parked(give_up);
-            left.push((id, node, held));
-        }
-        let closed = self.recorder.close();
-        if let Err(error) = &closed {
-            let error = sentence(error);
-            tracing::warn!(error, "the recording was not closed in good order");
-        }
-        let head = self.recorder.head();
-        parked
-            && closed.is_ok()
-            && left.into_iter().all(|(_, node, held)| {
-                let legacy = Legacy::new(run, &volumes, head, confirmed, left_out, &node);
-                serde_json::to_string(&legacy)
-                    .map_err(std::io::Error::from)
-                    .and_then(|legacy| held.bequeath(legacy))
-                    .is_ok()
-            })
-    }
-
-    /// Goes on with the taps that an earlier daemon has parked: the guest, who may be waiting, comes first.
-    pub(crate) fn inherit(
-        harbor: &Harbor,
-        inherited: Vec<Inherited>,
-        source: &dyn Source,
-        tag: &str,
-        watch: &TapWatch,
-    ) -> ApiResult<Self> {
-        let recorder = harbor.record().map_err(from_harbor)?;
-        let machine = harbor.description().machine_id;
-        let (mut taps, mut nodes) = (Vec::new(), Vec::new());
-        let mut resume = |left: Inherited| -> ApiResult<()> {
-            let (id, node) = (left.volume, left.legacy.node());
-            let last_write = Arc::<LastWrite>::default();
-            nodes.push((id, node.clone(), Arc::clone(&last_write)));
-            let sink = RecorderSink {
-                recorder: recorder.volume(id).map_err(from_harbor)?,
-                last_write,
-            };
-            let name = node.name.clone();
-            let failed = |what: String| ApiError::new(ApiErrorKind::Internal, what);
-            let tap = Attachment::resume(node, Names::new(tag, id.0), left.socket, sink)
-                .map_err(|e| from_attach(&e, &name))?;
-            let held = watch
-                .hold(&machine, id, tap.tap())
-                .map_err(|e| failed(format!("cannot have the tap watched: {e}")));
-            match held {
-                Ok(held) => taps.push(Tapped { id, tap, held }),
-                Err(e) => {
-                    tap.abandon();
-                    return Err(e);
-                }
-            }
-            Ok(())
-        };
-        let resumed = inherited.into_iter().try_for_each(&mut resume);
-        let monitor = resumed.and_then(|()| source.monitor());
-        let inherited = monitor.and_then(|monitor| {
-            let marking = Marking::inherit(Arc::clone(&monitor), harbor.clone(), tag, nodes)?;
-            Ok((monitor, Arc::new(marking)))
-        });
-        let (monitor, marking) = match inherited {
-            Ok(both) => both,
-            Err(e) => {
-                for Tapped { tap, held, .. } in taps {
-                    tap.abandon();
-                    drop(held);
-                }
-                let _ = recorder.close();
-                return Err(e);
-            }
-        };
-        Ok(Self {
-            recorder,
-            monitor,
-            taps,
-            marking,
-            doubts: Vec::new(),
-            reader: None,
-            progress: Arc::new(ReadProgress::default()),
-        })
-    }
-
     /// Ends the mirrors in good order: every write begun so far is in the journal afterwards.
     ///
     /// The recording goes on, for a last point; [`end`](Self::end) closes it.
     pub(crate) fn detach(&mut self) {
         self.stop_reader();
-        for Tapped { id, tap, held } in self.taps.drain(..) {
+        let taps = std::mem::take(&mut self.taps);
+        self.detach_all(taps);
+    }
+
+    fn detach_all(&self, taps: Vec<Tapped>) {
+        for Tapped { id, tap, held } in taps {
             let detached = tap.detach(&*self.monitor);
             drop(held);
             if let Err(error) = detached {

@@ -2,7 +2,7 @@
 
 use std::{fs, io, ops::ControlFlow, path::PathBuf};
 
-use cdp_core::Harbor;
+use cdp_core::{Harbor, VolumeDescription};
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult, v1},
@@ -17,16 +17,17 @@ pub(crate) fn start(
 ) -> ApiResult<v1::Job> {
     let point = moments::resolve(&request.name, harbor, request.at.as_ref())?;
     let description = harbor.description();
+    let there = |v: &&VolumeDescription| v.size_at(point.seq).is_some();
+    let there: Vec<&VolumeDescription> = description.volumes.iter().filter(there).collect();
     for disk in &request.disks {
-        if !description.volumes.iter().any(|v| v.target == *disk) {
-            let targets: Vec<&str> = description
-                .volumes
-                .iter()
-                .map(|v| v.target.as_str())
-                .collect();
+        if !there.iter().any(|v| v.target == *disk) {
+            let targets: Vec<&str> = there.iter().map(|v| v.target.as_str()).collect();
             return Err(ApiError::new(
                 ApiErrorKind::NotFound,
-                format!("'{}' has no protected disk '{disk}'", request.name),
+                format!(
+                    "'{}' has no protected disk '{disk}' at point {}",
+                    request.name, point.id
+                ),
             )
             .hint(format!("it has: {}", targets.join(", "))));
         }
@@ -48,7 +49,7 @@ pub(crate) fn start(
     })?;
     let wanted = |target: &String| request.disks.is_empty() || request.disks.contains(target);
     let mut volumes = Vec::new();
-    for volume in description.volumes.iter().filter(|v| wanted(&v.target)) {
+    for volume in there.iter().filter(|v| wanted(&v.target)) {
         let path = dir.join(format!("{}.qcow2", names::component(&volume.target)));
         if path.exists() {
             return Err(ApiError::new(
@@ -57,7 +58,8 @@ pub(crate) fn start(
             )
             .hint("remove it, or export to another directory"));
         }
-        volumes.push((volume.id, volume.size, path));
+        let size = volume.size_at(point.seq).unwrap_or_default();
+        volumes.push((volume.id, size, path));
     }
     let view = harbor.view(point.id).map_err(from_harbor)?;
     let total: u64 = volumes.iter().map(|(_, size, _)| size).sum();

@@ -68,6 +68,8 @@ pub(crate) struct Status {
     pub(crate) detail: String,
     /// Since when.
     pub(crate) since: Timestamp,
+    /// The name its source knows it by now, where that may change.
+    pub(crate) called: Option<String>,
     /// Disks that are not protected, with the reason.
     pub(crate) left_out: Vec<String>,
     /// Volumes with a live tap.
@@ -143,6 +145,8 @@ pub(crate) enum Command {
     Expect,
     /// Try to capture now, and say how it went.
     Start(mpsc::Sender<ApiResult<()>>),
+    /// Take in the disks of those targets.
+    TakeIn(Vec<String>, mpsc::Sender<ApiResult<()>>),
     /// Change what the user wants.
     SetMode(Mode, mpsc::Sender<ApiResult<()>>),
     /// Make a point now.
@@ -165,6 +169,8 @@ pub(crate) struct Machine {
     status: Mutex<Status>,
     commands: mpsc::Sender<Command>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// How its source said that it ended, since the last capture began.
+    end: Mutex<Option<String>>,
 }
 
 impl Machine {
@@ -175,6 +181,7 @@ impl Machine {
             state: State::Starting,
             detail: String::new(),
             since: now(),
+            called: None,
             left_out,
             attached: Vec::new(),
             progress: None,
@@ -188,6 +195,7 @@ impl Machine {
             status: Mutex::new(status),
             commands,
             thread: Mutex::new(None),
+            end: Mutex::new(None),
         };
         (machine, receiver)
     }
@@ -235,6 +243,21 @@ impl Machine {
     /// Keeps the supervisor's thread, to be joined at the end.
     pub(crate) fn set_thread(&self, thread: JoinHandle<()>) {
         *guard(&self.thread) = Some(thread);
+    }
+
+    /// Notes how the machine ended, in libvirt's word.
+    pub(crate) fn note_end(&self, how: &str) {
+        *guard(&self.end) = Some(how.to_owned());
+    }
+
+    /// How the machine was said to have ended since the last capture began.
+    pub(crate) fn end_told(&self) -> Option<String> {
+        guard(&self.end).clone()
+    }
+
+    /// A new capture begins.
+    pub(crate) fn forget_end(&self) {
+        *guard(&self.end) = None;
     }
 
     /// Has the supervisor look at the machine now.

@@ -62,6 +62,7 @@ pub(crate) struct Marking {
     state: Mutex<State>,
 }
 
+#[derive(Clone)]
 struct Volume {
     id: VolumeId,
     node: Node,
@@ -71,6 +72,7 @@ struct Volume {
 }
 
 /// How the bitmaps stand.
+#[derive(Clone)]
 struct State {
     /// The one in force, in QEMU.
     epoch: String,
@@ -176,6 +178,18 @@ impl Marking {
             volumes,
             state: Mutex::new(state),
         })
+    }
+
+    /// The same without the volumes `gone`, whose nodes are no longer there; nothing of them is known afterwards.
+    pub(crate) fn without(&self, gone: &[VolumeId]) -> Self {
+        let stays = |v: &&Volume| !gone.contains(&v.id);
+        Self {
+            monitor: Arc::clone(&self.monitor),
+            harbor: self.harbor.clone(),
+            names: self.names.clone(),
+            volumes: self.volumes.iter().filter(stays).cloned().collect(),
+            state: Mutex::new(guard(&self.state).clone()),
+        }
     }
 
     /// What has to be told of each captured write of a volume.

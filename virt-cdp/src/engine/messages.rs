@@ -8,7 +8,7 @@ use crate::{
     api::v1,
     engine::{
         coverage,
-        machine::{Doubt, Machine, Resync, State, now},
+        machine::{Doubt, Machine, Resync, State, Status, now},
     },
 };
 
@@ -114,6 +114,15 @@ pub(crate) fn source(source: &MachineSource) -> String {
     }
 }
 
+/// Why a machine is in its state, and whether it goes by another name now.
+fn detail(name: &str, status: &Status) -> String {
+    let renamed = status.called.as_ref().filter(|called| *called != name);
+    let renamed = renamed.map(|called| format!("its domain is named '{called}' now"));
+    let said = Some(status.detail.clone()).filter(|detail| !detail.is_empty());
+    let parts: Vec<String> = said.into_iter().chain(renamed).collect();
+    parts.join("; ")
+}
+
 /// A machine with all there is to tell.
 pub(crate) fn machine(machine: &Machine) -> v1::Machine {
     let harbor = machine.harbor();
@@ -123,6 +132,7 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
     let points = harbor.points();
     let gaps = harbor.gaps();
     let stats = status.stats.unwrap_or_default();
+    let detail = detail(&description.name, &status);
     let reading = matches!(status.state, State::Seeding | State::Resyncing);
     let progress = status.progress.filter(|_| reading).map(|p| v1::Progress {
         what: if status.state == State::Seeding {
@@ -139,7 +149,7 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
         id: description.machine_id.clone(),
         source: source(&description.source),
         state: status.state.name().into(),
-        state_detail: status.detail,
+        state_detail: detail,
         state_since_ns: time(status.since),
         volumes: description
             .volumes

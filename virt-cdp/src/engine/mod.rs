@@ -12,6 +12,8 @@ mod errors;
 
 mod source;
 
+mod volumes;
+
 mod protect;
 
 mod watch;
@@ -260,7 +262,8 @@ impl Engine {
                 if tells && engine.knows(&event.uuid) {
                     tracing::info!(domain = event.name, kind = ?event.kind, detail = event.detail, "libvirt event");
                 }
-                engine.wake(&event.uuid);
+                let ended = matches!(event.kind, DomainEventKind::Stopped | DomainEventKind::Crashed);
+                engine.wake(&event.uuid, ended.then_some(&*event.detail));
             }
         });
         if let Err(error) = listener {
@@ -301,14 +304,17 @@ impl Engine {
         })
     }
 
-    /// Has the machine behind a domain looked at, or all of them.
-    fn wake(&self, uuid: &str) {
+    /// Has the machine behind a domain looked at, or all of them; it may have `ended`.
+    fn wake(&self, uuid: &str, ended: Option<&str>) {
         for machine in guard(&self.machines).values() {
             let of_domain = match &machine.description().source {
                 MachineSource::Libvirt { uuid: own, .. } => own == uuid || uuid.is_empty(),
                 MachineSource::Qmp { .. } => false,
             };
             if of_domain {
+                if let Some(how) = ended {
+                    machine.note_end(how);
+                }
                 machine.wake();
             }
         }
@@ -329,7 +335,12 @@ impl Engine {
     }
 
     fn machine(&self, name: &str) -> ApiResult<Arc<Machine>> {
-        guard(&self.machines).get(name).cloned().ok_or_else(|| {
+        let machines = guard(&self.machines);
+        let renamed = || {
+            let called = |m: &&Arc<Machine>| m.status().called.as_deref() == Some(name);
+            machines.values().find(called)
+        };
+        machines.get(name).or_else(renamed).cloned().ok_or_else(|| {
             ApiError::new(ApiErrorKind::NotFound, format!("'{name}' is not protected")).hint(
                 "see 'virt-cdp list' for the machines there are, 'virt-cdp protect' to add one",
             )

@@ -59,7 +59,12 @@ impl Engine {
         let source = self.source(&asked.source, &placeholders)?;
         match source.presence() {
             Presence::Running(_) => {}
-            Presence::Off => return Err(off(&asked)),
+            Presence::Off(_) => return Err(off(&asked)),
+            Presence::Migrating => {
+                let what = format!("'{}' is being migrated", asked.name);
+                return Err(ApiError::new(ApiErrorKind::FailedPrecondition, what)
+                    .hint("wait until it has come, or protect it where it goes"));
+            }
             Presence::Unknown(reason) => {
                 return Err(ApiError::new(ApiErrorKind::Unavailable, reason));
             }
@@ -72,7 +77,7 @@ impl Engine {
                 .hint("QEMU has one NBD server: wait for the backup or migration, or export by vhost-user or FUSE")
         })?;
         // One connection at a time: the supervisor makes its own.
-        let definition = source.definition()?;
+        let definition = source.look()?.definition;
         drop(source);
         let harbor = self.create_harbor(&asked, volumes)?;
         if let Some(xml) = definition {
@@ -155,12 +160,16 @@ impl Engine {
             return Ok(None);
         };
         let description = found.description();
+        let same_source = description.source == asked.source;
+        if same_source && !asked.by_node && !new_targets(&description, &asked.targets).is_empty() {
+            return Ok(Some(Arc::clone(found)));
+        }
         if description.mode != Mode::Released {
             let what = format!("'{}' is already protected", description.name);
             return Err(ApiError::new(ApiErrorKind::AlreadyExists, what)
                 .hint(format!("see 'virt-cdp info {}'", description.name)));
         }
-        if description.source != asked.source {
+        if !same_source {
             let what = format!(
                 "there is a harbor '{}' of another machine",
                 description.name
@@ -172,14 +181,20 @@ impl Engine {
         Ok(Some(Arc::clone(found)))
     }
 
-    /// Goes on with the harbor of a machine that was unprotected; what was missed is read.
+    /// Goes on with the harbor of a machine that was unprotected, where what was missed is read; takes new disks
+    /// into one that is protected.
     fn protect_again(
         &self,
         machine: &Arc<Machine>,
         request: &v1::ProtectRequest,
     ) -> ApiResult<v1::Machine> {
-        let kept: Vec<String> = machine
-            .description()
+        let description = machine.description();
+        if description.mode != Mode::Released {
+            let new = new_targets(&description, &request.disks);
+            machine.ask(|answer| Command::TakeIn(new, answer))?;
+            return Ok(messages::machine(machine));
+        }
+        let kept: Vec<String> = description
             .volumes
             .iter()
             .map(|v| v.target.clone())
@@ -344,6 +359,12 @@ impl Engine {
     }
 }
 
+/// The targets that are no volumes of the machine.
+fn new_targets(description: &MachineDescription, targets: &[String]) -> Vec<String> {
+    let is_new = |t: &&String| !description.volumes.iter().any(|v| v.target == **t);
+    targets.iter().filter(is_new).cloned().collect()
+}
+
 /// Which of the found disks become volumes, and what is said of the others.
 fn choose(asked: &Asked, found: &[Found]) -> ApiResult<(Vec<VolumeDescription>, Vec<String>)> {
     let refuse = |what: String, hint: String| {
@@ -373,7 +394,7 @@ fn choose(asked: &Asked, found: &[Found]) -> ApiResult<(Vec<VolumeDescription>, 
     for disk in found {
         let named = asked.targets.contains(&disk.target);
         if !named && !asked.targets.is_empty() {
-            left_out.push(disk.left_out());
+            left_out.push(disk.left_out(&asked.name));
             continue;
         }
         match &disk.verdict {
@@ -391,7 +412,7 @@ fn choose(asked: &Asked, found: &[Found]) -> ApiResult<(Vec<VolumeDescription>, 
                     "leave it out of --disk".into(),
                 );
             }
-            Verdict::LeftOut(_) => left_out.push(disk.left_out()),
+            Verdict::LeftOut(_) => left_out.push(disk.left_out(&asked.name)),
             Verdict::Refused(reason) => {
                 return refuse(
                     format!("disk {} cannot be protected: {reason}", disk.target),

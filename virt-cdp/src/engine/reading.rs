@@ -42,12 +42,13 @@ pub(crate) struct ReadProgress {
     pub(crate) total: AtomicU64,
 }
 
-/// What a volume is read for.
-pub(crate) enum Purpose {
-    /// The first base point.
-    Seed(Vec<(VolumeId, SeedWriter)>),
+/// What the volumes are read for.
+#[derive(Default)]
+pub(crate) struct Purpose {
+    /// For their first base point.
+    pub(crate) seed: Vec<(VolumeId, SeedWriter)>,
     /// To find what was missed.
-    Resync(Vec<(VolumeId, LatestImage)>),
+    pub(crate) resync: Vec<(VolumeId, LatestImage)>,
 }
 
 /// What a reader works with.
@@ -76,39 +77,10 @@ pub(crate) struct Reading {
 pub(crate) fn run(reading: &Reading, purpose: Purpose) -> ApiResult<Option<Resync>> {
     // A write that was under way when the mirror came up reaches no tap: it has to land before it is read.
     bitmap::drain(&*reading.monitor).map_err(|e| from_monitor(&e))?;
-    let found = match purpose {
-        Purpose::Seed(writers) => seed(reading, writers).map(|()| None),
-        Purpose::Resync(images) => resync(reading, images).map(Some),
-    }?;
-    if let Err(error) = reading.marking.settle() {
-        tracing::warn!(%error, "what was in doubt stays so: the next resync reads it again");
-    }
-    Ok(found)
-}
-
-fn seed(reading: &Reading, mut writers: Vec<(VolumeId, SeedWriter)>) -> ApiResult<()> {
-    let all = |_| Doubt::Whole(String::new());
-    reading.read_all(all, |volume, offset, piece| {
-        let writer = writers.iter_mut().find(|(id, _)| *id == volume);
-        match (writer, piece) {
-            (Some((_, writer)), Piece::Data(data)) => {
-                writer.data(offset, data).map_err(from_harbor)
-            }
-            _ => Ok(()),
-        }
-    })?;
-    bitmap::drain(&*reading.monitor).map_err(|e| from_monitor(&e))?;
-    let barrier = reading.recorder.sync().map_err(from_harbor)?;
-    for (_, writer) in writers {
-        writer.finish(barrier).map_err(from_harbor)?;
-    }
-    Ok(())
-}
-
-fn resync(reading: &Reading, images: Vec<(VolumeId, LatestImage)>) -> ApiResult<Resync> {
     let start = now();
+    let mut seeds = purpose.seed;
     let mut found = Vec::new();
-    for (id, image) in images {
+    for (id, image) in purpose.resync {
         let recorder = reading.recorder.volume(id).map_err(from_harbor)?;
         found.push(Compare {
             id,
@@ -119,13 +91,25 @@ fn resync(reading: &Reading, images: Vec<(VolumeId, LatestImage)>) -> ApiResult<
             taken: 0,
         });
     }
-    reading.read_all(
-        |id| reading.doubt(id),
-        |volume, offset, piece| match found.iter_mut().find(|c| c.id == volume) {
-            Some(compare) => compare.piece(offset, piece),
-            None => Ok(()),
-        },
-    )?;
+    let resynced = !found.is_empty();
+    let doubt = |id| match seeds.iter().any(|(seed, _)| *seed == id) {
+        true => Doubt::Whole(String::new()),
+        false => reading.doubt(id),
+    };
+    let doubts: Vec<(VolumeId, Doubt)> =
+        reading.exports.iter().map(|e| (e.0, doubt(e.0))).collect();
+    reading.read_all(&doubts, |volume, offset, piece| {
+        if let Some(compare) = found.iter_mut().find(|c| c.id == volume) {
+            return compare.piece(offset, piece);
+        }
+        let writer = seeds.iter_mut().find(|(id, _)| *id == volume);
+        match (writer, piece) {
+            (Some((_, writer)), Piece::Data(data)) => {
+                writer.data(offset, data).map_err(from_harbor)
+            }
+            _ => Ok(()),
+        }
+    })?;
     bitmap::drain(&*reading.monitor).map_err(|e| from_monitor(&e))?;
     let mut volumes = Vec::new();
     for compare in found {
@@ -139,12 +123,18 @@ fn resync(reading: &Reading, images: Vec<(VolumeId, LatestImage)>) -> ApiResult<
         tracing::info!(?volume, "resync: differing bytes journaled");
         volumes.push(volume);
     }
-    reading.recorder.sync().map_err(from_harbor)?;
-    Ok(Resync {
+    let barrier = reading.recorder.sync().map_err(from_harbor)?;
+    for (_, writer) in seeds {
+        writer.finish(barrier).map_err(from_harbor)?;
+    }
+    if let Err(error) = reading.marking.settle() {
+        tracing::warn!(%error, "what was in doubt stays so: the next resync reads it again");
+    }
+    Ok(resynced.then(|| Resync {
         start,
         end: now(),
         volumes,
-    })
+    }))
 }
 
 impl Reading {
@@ -156,10 +146,10 @@ impl Reading {
         )
     }
 
-    /// Reads of every volume what `doubt` says.
+    /// Reads of every volume what is in doubt.
     fn read_all(
         &self,
-        doubt: impl Fn(VolumeId) -> Doubt,
+        doubts: &[(VolumeId, Doubt)],
         mut take: impl FnMut(VolumeId, u64, Piece<'_>) -> ApiResult<()>,
     ) -> ApiResult<()> {
         let failed = |e: &(dyn std::error::Error + 'static)| {
@@ -170,11 +160,12 @@ impl Reading {
         };
         let mut exports: Option<ReadExports<'_>> = None;
         for (id, node, name) in &self.exports {
-            let marked = match doubt(*id) {
-                Doubt::Nothing(_) => continue,
-                Doubt::Whole(_) => None,
+            let doubt = doubts.iter().find(|(one, _)| one == id);
+            let marked = match doubt {
+                Some((_, Doubt::Nothing(_))) => continue,
+                None | Some((_, Doubt::Whole(_))) => None,
                 // Without B_prev nothing was marked.
-                Doubt::Marked => match self.to_read.iter().find(|v| v.id == *id) {
+                Some((_, Doubt::Marked)) => match self.to_read.iter().find(|v| v.id == *id) {
                     Some(v) if v.bytes > 0 => Some(v.bitmap.as_str()),
                     _ => continue,
                 },

@@ -11,8 +11,10 @@ use std::{
 
 use cdp_core::{VolumeDescription, VolumeId};
 use libvirt_driver::{
-    Disk, Domain, DomainMonitor, ErrorKind, Hypervisor, Verdict as DiskVerdict,
-    nodes::{NodeError, node_for},
+    Disk, Domain, DomainMonitor, DomainState, ErrorKind, Hypervisor, Verdict as DiskVerdict,
+    WhyOff,
+    nodes::{NodeError, delete_unplugged, node_for},
+    parse_disks,
 };
 use qemu_hook::{
     attach::{self, Names},
@@ -20,6 +22,7 @@ use qemu_hook::{
     node::{self, Node, Verdict},
     qmp::QmpSocket,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::api::{ApiError, ApiErrorKind, ApiResult};
 use crate::engine::{
@@ -32,10 +35,10 @@ use crate::engine::{
 pub(crate) struct Running {
     /// Its QEMU.
     pub(crate) monitor: Arc<dyn Monitor>,
-    /// The node of each volume asked for.
+    /// The node of each volume whose disk it has.
     pub(crate) nodes: Vec<(VolumeId, Node)>,
-    /// The other disks, each with the reason why it is left out.
-    pub(crate) left_out: Vec<String>,
+    /// All its disks.
+    pub(crate) disks: Vec<Found>,
 }
 
 /// Whether a machine runs.
@@ -43,26 +46,84 @@ pub(crate) struct Running {
 pub(crate) enum Presence {
     /// QEMU runs; the text differs from run to run.
     Running(String),
+    /// QEMU is there, and the disks are another one's, or may be: it comes or goes by migration.
+    Migrating,
     /// No QEMU.
-    Off,
+    Off(Ended),
     /// It cannot be told now; the reason.
     Unknown(String),
 }
 
-/// A disk found at a machine when it is about to be protected.
+/// How a machine came to be off, with a sentence for people that may be empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Its QEMU was the last to write to the disks.
+    Here(&'static str),
+    /// It may run on elsewhere.
+    Elsewhere(&'static str),
+    /// Its source does not know it any more, and cannot say.
+    Forgotten(&'static str),
+}
+
+impl Ended {
+    /// The sentence.
+    pub(crate) fn detail(self) -> &'static str {
+        match self {
+            Self::Here(detail) | Self::Elsewhere(detail) | Self::Forgotten(detail) => detail,
+        }
+    }
+}
+
+/// A disk as it is plugged in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Plugged {
+    /// Its name: libvirt's target, QEMU's device or node.
+    pub(crate) target: String,
+    /// What differs when it is unplugged and plugged in again.
+    pub(crate) plug: String,
+}
+
+/// What there is to see of a machine without asking its QEMU for much.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Look {
+    /// Its definition, where there is one.
+    pub(crate) definition: Option<String>,
+    /// Its disks, where they can be told apart.
+    pub(crate) disks: Option<Vec<Plugged>>,
+}
+
+/// A disk found at a running machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
     /// Its name: libvirt's target, QEMU's device or node.
     pub(crate) target: String,
+    /// As [`Plugged::plug`] has it while the disk is captured.
+    pub(crate) plug: String,
     /// What can be done with it.
     pub(crate) verdict: Verdict,
 }
 
 impl Found {
-    /// Says why a disk is left out that is not among the volumes.
-    pub(crate) fn left_out(&self) -> String {
+    /// True where it can be a volume.
+    pub(crate) fn can_be_protected(&self) -> bool {
+        matches!(self.verdict, Verdict::Protectable(_))
+    }
+
+    /// The disk as it is plugged in.
+    pub(crate) fn plugged(&self) -> Plugged {
+        Plugged {
+            target: self.target.clone(),
+            plug: self.plug.clone(),
+        }
+    }
+
+    /// Says why a disk of `machine` is left out that is not among the volumes.
+    pub(crate) fn left_out(&self, machine: &str) -> String {
         match &self.verdict {
-            Verdict::Protectable(_) => format!("{}: not chosen", self.target),
+            Verdict::Protectable(_) => format!(
+                "{0}: not protected; 'virt-cdp protect {machine} --disk {0}' takes it in",
+                self.target
+            ),
             Verdict::LeftOut(reason) | Verdict::Refused(reason) => {
                 format!("{}: {reason}", self.target)
             }
@@ -78,8 +139,14 @@ pub(crate) trait Source: Send + Sync {
     fn disks(&self) -> ApiResult<Vec<Found>>;
     /// The running machine's monitor.
     fn monitor(&self) -> ApiResult<Arc<dyn Monitor>>;
-    /// The machine's definition as it is now, where there is one.
-    fn definition(&self) -> ApiResult<Option<String>>;
+    /// The machine as it is now, off or running.
+    fn look(&self) -> ApiResult<Look>;
+    /// The name it goes by now, where that may change.
+    fn name(&self) -> Option<String> {
+        None
+    }
+    /// Clears away what is left of the node of a disk that was unplugged while we held it.
+    fn clear_unplugged(&self, _monitor: &dyn Monitor, _node: &str) {}
     /// The running machine's guest agent; none where it cannot have one. Whether it answers is another matter.
     fn agent(&self) -> ApiResult<Option<Arc<dyn GuestAgent>>> {
         Ok(None)
@@ -87,6 +154,9 @@ pub(crate) trait Source: Send + Sync {
     /// Lets go of whatever others cannot use meanwhile; the next call takes it again.
     fn release(&self) {}
 }
+
+/// A domain that libvirt has no record of.
+const UNDEFINED: Ended = Ended::Forgotten("the domain is no longer defined in libvirt");
 
 /// Gives the connection to libvirt, making it where there is none.
 pub(crate) type Connect = Box<dyn Fn() -> ApiResult<Hypervisor> + Send + Sync>;
@@ -106,6 +176,30 @@ impl DomainSource {
 
     fn domain(&self) -> ApiResult<Domain> {
         (self.connect)()?.lookup(&self.uuid).map_err(from_libvirt)
+    }
+
+    fn ended(&self, hypervisor: &Hypervisor) -> Ended {
+        match hypervisor.lookup(&self.uuid).and_then(|d| d.why_off()) {
+            Ok(WhyOff::ShutDown) => Ended::Here("the guest has shut down"),
+            Ok(WhyOff::Destroyed) => Ended::Here("the domain was destroyed"),
+            Ok(WhyOff::Crashed) => Ended::Here("QEMU or the guest has crashed"),
+            Ok(WhyOff::Saved) => Ended::Here("its state was saved; the next start goes on there"),
+            Ok(WhyOff::Migrated) => Ended::Elsewhere(
+                "it was migrated to another host, where this daemon does not protect it",
+            ),
+            Ok(WhyOff::Unknown) => Ended::Here(""),
+            Err(_) => UNDEFINED,
+        }
+    }
+
+    /// The number of its source is never used again in a run of QEMU.
+    fn plugged(disk: Disk) -> Plugged {
+        let alias = disk.alias.unwrap_or_default();
+        let source = disk.source_index.map(|n| n.to_string()).unwrap_or_default();
+        Plugged {
+            target: disk.target,
+            plug: format!("{alias}/{source}"),
+        }
     }
 
     fn found(monitor: &dyn Monitor, disk: &Disk) -> ApiResult<Verdict> {
@@ -137,11 +231,23 @@ impl Source for DomainSource {
             Err(e) => return Presence::Unknown(e.what),
         };
         match hypervisor.lookup(&self.uuid).and_then(|d| d.state()) {
-            Ok(state) => state
-                .id()
-                .map_or(Presence::Off, |id| Presence::Running(id.to_string())),
-            Err(e) if e.kind == ErrorKind::NoSuchDomain => Presence::Off,
+            Ok(DomainState::Migrating { .. }) => Presence::Migrating,
+            Ok(state) => match state.id() {
+                Some(id) => Presence::Running(id.to_string()),
+                None => Presence::Off(self.ended(&hypervisor)),
+            },
+            Err(e) if e.kind == ErrorKind::NoSuchDomain => Presence::Off(UNDEFINED),
             Err(e) => Presence::Unknown(e.to_string()),
+        }
+    }
+
+    fn name(&self) -> Option<String> {
+        Some(self.domain().ok()?.name().to_owned())
+    }
+
+    fn clear_unplugged(&self, monitor: &dyn Monitor, node: &str) {
+        if let Err(error) = delete_unplugged(monitor, node) {
+            tracing::debug!(node, %error, "the node of an unplugged disk is not cleared");
         }
     }
 
@@ -157,16 +263,23 @@ impl Source for DomainSource {
         let mut found = Vec::new();
         for disk in domain.disks().map_err(from_libvirt)? {
             let verdict = Self::found(&monitor, &disk)?;
+            let Plugged { target, plug } = Self::plugged(disk);
             found.push(Found {
-                target: disk.target,
+                target,
+                plug,
                 verdict,
             });
         }
         Ok(found)
     }
 
-    fn definition(&self) -> ApiResult<Option<String>> {
-        self.domain()?.xml_now().map(Some).map_err(from_libvirt)
+    fn look(&self) -> ApiResult<Look> {
+        let xml = self.domain()?.xml_now().map_err(from_libvirt)?;
+        let disks = parse_disks(&xml).map_err(from_libvirt)?;
+        Ok(Look {
+            definition: Some(xml),
+            disks: Some(disks.into_iter().map(Self::plugged).collect()),
+        })
     }
 
     fn agent(&self) -> ApiResult<Option<Arc<dyn GuestAgent>>> {
@@ -225,13 +338,14 @@ impl QmpSource {
 impl Source for QmpSource {
     fn presence(&self) -> Presence {
         match self.connect() {
+            Ok((_, monitor)) if migrates(&*monitor) == Some(true) => Presence::Migrating,
             Ok((number, _)) => Presence::Running(number.to_string()),
             Err(MonitorError::Lost { reason, .. })
                 if reason.contains("refused")
                     || reason.contains("No such file")
                     || reason.contains("closed") =>
             {
-                Presence::Off
+                Presence::Off(Ended::Here(""))
             }
             Err(e) => Presence::Unknown(e.to_string()),
         }
@@ -249,6 +363,7 @@ impl Source for QmpSource {
                 let verdict = node::inspect(&*monitor, n).map_err(|e| from_monitor(&e))?;
                 Ok(Found {
                     target: n.clone(),
+                    plug: String::new(),
                     verdict,
                 })
             };
@@ -259,6 +374,7 @@ impl Source for QmpSource {
                 .into_iter()
                 .map(|d| Found {
                     target: d.name,
+                    plug: OURS.to_owned(),
                     verdict: d.verdict,
                 })
                 .collect()),
@@ -282,8 +398,26 @@ impl Source for QmpSource {
         Ok(monitor)
     }
 
-    fn definition(&self) -> ApiResult<Option<String>> {
-        Ok(None)
+    fn look(&self) -> ApiResult<Look> {
+        if !self.nodes.is_empty() {
+            return Ok(Look::default());
+        }
+        let (_, monitor) = self.connect().map_err(|e| from_monitor(&e))?;
+        let devices = node::plugged(&*monitor).map_err(|e| from_monitor(&e))?;
+        // One without a name of its own goes by that of its node, which differs while it is captured.
+        let named = devices.iter().all(|(name, node)| name != node);
+        let plugged = |(target, node): (String, String)| Plugged {
+            plug: if node.starts_with(OURS) {
+                OURS.to_owned()
+            } else {
+                node
+            },
+            target,
+        };
+        Ok(Look {
+            definition: None,
+            disks: named.then(|| devices.into_iter().map(plugged).collect()),
+        })
     }
 
     /// A QMP socket serves one client at a time.
@@ -292,12 +426,27 @@ impl Source for QmpSource {
     }
 }
 
-/// Opens the running machine for the capture of `volumes`, after clearing what an earlier daemon left in its QEMU.
-pub(crate) fn open(
+/// What the names of our pieces inside QEMU begin with.
+const OURS: &str = "vcdp-";
+
+/// Tells whether a QEMU waits for its state to come, or has sent it away; none where it does not say.
+fn migrates(monitor: &dyn Monitor) -> Option<bool> {
+    let status = monitor
+        .execute("query-status", serde_json::Value::Null)
+        .ok()?;
+    let status = status["status"].as_str()?;
+    Some(matches!(
+        status,
+        "inmigrate" | "finish-migrate" | "postmigrate"
+    ))
+}
+
+/// Clears what an earlier daemon left in the QEMU of the running machine, and looks at its disks.
+pub(crate) fn look_closely(
     source: &dyn Source,
     volumes: &[VolumeDescription],
     tag: &str,
-) -> ApiResult<Running> {
+) -> ApiResult<(Arc<dyn Monitor>, Vec<Found>)> {
     let monitor = source.monitor()?;
     for volume in volumes {
         attach::clear_leftovers(&*monitor, &Names::new(tag, volume.id.0)).map_err(|e| {
@@ -308,35 +457,25 @@ pub(crate) fn open(
         })?;
     }
     let found = source.disks()?;
-    let nodes = volumes
-        .iter()
-        .map(|v| pick(&found, v))
-        .collect::<ApiResult<_>>()?;
-    let others = found
-        .iter()
-        .filter(|f| !volumes.iter().any(|v| v.target == f.target));
-    let left_out = others.map(Found::left_out).collect();
-    Ok(Running {
-        monitor,
-        nodes,
-        left_out,
-    })
+    Ok((monitor, found))
 }
 
-/// Finds the node of a volume among the disks of the machine as it runs now.
-fn pick(found: &[Found], volume: &VolumeDescription) -> ApiResult<(VolumeId, Node)> {
-    let failed = |what: String| Err(ApiError::new(ApiErrorKind::FailedPrecondition, what));
-    let Some(disk) = found.iter().find(|f| f.target == volume.target) else {
-        return failed(format!("disk {} is no longer there", volume.target));
-    };
-    match &disk.verdict {
-        Verdict::Protectable(node) if node.size == volume.size => Ok((volume.id, node.clone())),
-        Verdict::Protectable(node) => failed(format!(
-            "disk {} has {} bytes now, {} when it was protected",
-            volume.target, node.size, volume.size
-        )),
-        Verdict::LeftOut(reason) | Verdict::Refused(reason) => {
-            failed(format!("disk {}: {reason}", volume.target))
+/// The running machine as it is to be captured: `volumes` are fitted to the disks `found`.
+pub(crate) fn open(
+    monitor: Arc<dyn Monitor>,
+    found: Vec<Found>,
+    volumes: &[VolumeDescription],
+) -> Running {
+    let node = |volume: &VolumeDescription| {
+        let disk = found.iter().find(|f| f.target == volume.target)?;
+        match &disk.verdict {
+            Verdict::Protectable(node) => Some((volume.id, node.clone())),
+            Verdict::LeftOut(_) | Verdict::Refused(_) => None,
         }
+    };
+    Running {
+        monitor,
+        nodes: volumes.iter().filter_map(node).collect(),
+        disks: found,
     }
 }

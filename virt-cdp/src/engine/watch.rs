@@ -20,7 +20,7 @@ use qemu_hook::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::{guard as lock, upkeep::Confirmed},
+    engine::{guard as lock, source::Plugged, upkeep::Confirmed},
     guard::{Held, Link, Orphan},
 };
 
@@ -52,9 +52,19 @@ pub(crate) struct Legacy {
     pub(crate) head: u64,
     /// When the mirrors were last seen to stand, and the last record then.
     pub(crate) confirmed: (u64, u64),
-    /// Disks of the machine that are not protected.
-    pub(crate) left_out: Vec<String>,
+    /// The machine's disks.
+    #[serde(default)]
+    pub(crate) disks: Disks,
     node: NodeLegacy,
+}
+
+/// A machine's disks as they were when the protected ones were tapped.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Disks {
+    /// All of them.
+    pub(crate) plugged: Vec<Plugged>,
+    /// Those that are not protected, each with the reason.
+    pub(crate) left_out: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -73,7 +83,7 @@ impl Legacy {
         volumes: &[VolumeId],
         head: Seq,
         confirmed: Confirmed,
-        left_out: &[String],
+        disks: &Disks,
         node: &Node,
     ) -> Self {
         Self {
@@ -81,7 +91,7 @@ impl Legacy {
             volumes: volumes.iter().map(|id| id.0).collect(),
             head: head.0,
             confirmed: (confirmed.time.0, confirmed.head.0),
-            left_out: left_out.to_vec(),
+            disks: disks.clone(),
             node: NodeLegacy {
                 name: node.name.clone(),
                 size: node.size,

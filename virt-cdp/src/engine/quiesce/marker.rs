@@ -215,9 +215,10 @@ impl Marker {
         let (source, run) = (Arc::clone(&self.source), self.owed.run.clone());
         within(OWED_DEADLINE, "the guest agent's answer", move || {
             match source.presence() {
-                Presence::Off => return Ok("the machine is off".into()),
+                Presence::Off(_) => return Ok("the machine is off".into()),
                 Presence::Running(now) if now != run => return Ok("it was started anew".into()),
                 Presence::Unknown(reason) => return Err(reason),
+                Presence::Migrating => return Err("the machine is being migrated".into()),
                 Presence::Running(_) => {}
             }
             match source.agent().map_err(|e| e.what)? {

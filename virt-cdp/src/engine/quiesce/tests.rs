@@ -12,7 +12,10 @@ use std::{
 use cdp_core::{Grade, MachineSource, PointId, Seq, Timestamp};
 
 use super::*;
-use crate::engine::{guard, source::Found, source::Presence};
+use crate::engine::{
+    guard,
+    source::{Found, Look, Presence},
+};
 use qemu_hook::monitor::Monitor;
 
 /// What the fake agent does at a step.
@@ -80,8 +83,8 @@ impl Source for FakeSource {
     fn monitor(&self) -> ApiResult<Arc<dyn Monitor>> {
         Err(ApiError::new(ApiErrorKind::Unavailable, "no monitor"))
     }
-    fn definition(&self) -> ApiResult<Option<String>> {
-        Ok(None)
+    fn look(&self) -> ApiResult<Look> {
+        Ok(Look::default())
     }
     fn agent(&self) -> ApiResult<Option<Arc<dyn GuestAgent>>> {
         Ok(Some(Arc::clone(&self.0) as _))

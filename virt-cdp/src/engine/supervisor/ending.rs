@@ -10,29 +10,39 @@ use std::{
 
 use std::sync::Arc;
 
-use cdp_core::{GapReason, Mode, Seq};
-use qemu_hook::tap::hang_up;
+use cdp_core::{GapReason, Marks, Mode, Seq};
+use qemu_hook::{
+    bitmap::{self, BitmapNames},
+    tap::hang_up,
+};
 
 use super::{Supervisor, WATCH_INTERVAL};
 use crate::{
     api::{ApiError, ApiErrorKind},
     engine::{
         capture::Capture,
-        errors::sentence,
+        errors::{from_monitor, sentence},
         machine::{State, now},
-        source::Presence,
-        watch::{Inherited, Legacy},
+        source::{self, Ended, Presence},
+        watch::{Disks, Inherited, Legacy},
     },
 };
 
 /// How long libvirt may take to notice that a QEMU has ended.
 const STOP_NOTICE: Duration = Duration::from_secs(3);
 
+/// How long libvirt's event of an end may take when the domain is gone already.
+const EVENT_NOTICE: Duration = Duration::from_secs(1);
+
 /// Why a capture ends.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum End {
     /// QEMU has ended.
     MachineStopped,
+    /// The guest may run on under another QEMU.
+    WentElsewhere,
+    /// A disk is to be captured, too.
+    DiskAdded,
     /// A tap or a mirror is gone, and QEMU runs.
     TapLost,
     /// A reply to QEMU was overdue: the journal does not keep up.
@@ -56,8 +66,8 @@ impl Supervisor {
             self.put_down(End::Overload);
             let what = "the harbor's disk did not take the guest's writes in time, so the guest goes on without us";
             self.failed(&ApiError::new(ApiErrorKind::Unavailable, what));
-        } else if self.machine_stopped() {
-            self.put_down(End::MachineStopped);
+        } else if let Some(end) = self.how_it_ended() {
+            self.put_down(end);
             self.look_at = Instant::now();
         } else {
             self.put_down(End::TapLost);
@@ -66,23 +76,39 @@ impl Supervisor {
         }
     }
 
-    /// Tells whether the QEMU that was captured has ended: it hangs up on all taps, libvirt learns of it a little later.
-    fn machine_stopped(&self) -> bool {
-        let Some(active) = &self.capture else {
-            return false;
-        };
+    /// Tells how the QEMU that was captured has ended; none: it runs. It hangs up on all taps, libvirt learns of it a
+    /// little later.
+    fn how_it_ended(&self) -> Option<End> {
+        let active = self.capture.as_ref()?;
         let give_up = Instant::now() + STOP_NOTICE;
         loop {
-            match self.setting.source.presence() {
-                Presence::Running(run) if run == active.run => {}
-                Presence::Running(_) | Presence::Off => return true,
-                Presence::Unknown(_) => {}
-            }
             let all_gone = active.capture.lost().len() == active.capture.volumes().len();
+            match self.setting.source.presence() {
+                Presence::Off(Ended::Here(_)) => return Some(End::MachineStopped),
+                Presence::Off(Ended::Elsewhere(_)) => return Some(End::WentElsewhere),
+                // A transient domain, or another run: its last event tells.
+                Presence::Off(Ended::Forgotten(_)) => return Some(self.end_by_event()),
+                Presence::Running(run) if run != active.run => return Some(self.end_by_event()),
+                Presence::Migrating if all_gone => return Some(End::WentElsewhere),
+                Presence::Running(_) | Presence::Migrating | Presence::Unknown(_) => {}
+            }
             if !all_gone || Instant::now() >= give_up {
-                return false;
+                return None;
             }
             thread::sleep(WATCH_INTERVAL);
+        }
+    }
+
+    /// How libvirt's event says that the domain ended; it may come a moment later than the end can be seen.
+    fn end_by_event(&self) -> End {
+        let give_up = Instant::now() + EVENT_NOTICE;
+        loop {
+            match self.machine.end_told().as_deref() {
+                Some("migrated") => return End::WentElsewhere,
+                Some(_) => return End::MachineStopped,
+                None if Instant::now() >= give_up => return End::WentElsewhere,
+                None => thread::sleep(WATCH_INTERVAL),
+            }
         }
     }
 
@@ -99,14 +125,15 @@ impl Supervisor {
             End::Overload => "the harbor's disk does not take the guest's writes in time",
             _ => "",
         };
-        if let End::TapLost | End::MachineStopped | End::JournalFailed | End::Overload = end {
+        if !matches!(end, End::Suspended | End::DaemonStopped) {
             self.machine.set_state(State::Retrying, detail);
         }
         if let End::TapLost | End::JournalFailed | End::Overload = end {
             // Before anything that may wait for QEMU: it may be waiting for us.
             active.capture.hang_up();
         }
-        let (confirmed, recorder) = (active.upkeep.confirmed(), active.capture.recorder().clone());
+        let (confirmed, here) = (active.upkeep.confirmed(), active.upkeep.here());
+        let recorder = active.capture.recorder().clone();
         let last_point = || {
             if active.ready
                 && let Err(error) = recorder.point_if_written()
@@ -130,10 +157,13 @@ impl Supervisor {
                 }
                 (GapReason::GuestOff, now())
             }
-            End::Suspended | End::DaemonStopped => {
+            // What came since may be older than what the other QEMU has written.
+            End::WentElsewhere => (GapReason::GuestOff, here.time),
+            End::Suspended | End::DaemonStopped | End::DiskAdded => {
                 last_point();
                 let reason = match end {
                     End::Suspended => GapReason::Suspended,
+                    End::DiskAdded => GapReason::Seeding,
                     _ => GapReason::DaemonStopped,
                 };
                 (reason, now())
@@ -149,6 +179,7 @@ impl Supervisor {
         let recorded = match end {
             _ if !self.harbor().is_seeded() => Ok(()),
             End::TapLost | End::Overload => recorder.open_gap_since(reason, start, confirmed.head),
+            End::WentElsewhere => recorder.open_gap_since(reason, start, here.head),
             _ => recorder.open_gap(reason, start),
         };
         if let Err(error) = recorded {
@@ -167,14 +198,41 @@ impl Supervisor {
         });
     }
 
+    /// Removes what marks writes in the images; those of a machine that is off keep theirs.
+    pub(super) fn remove_bitmaps(&self) {
+        if let Err(error) = self.harbor().set_marks(&Marks::default()) {
+            tracing::warn!(machine = self.machine.name, %error, "the bitmaps are still known");
+        }
+        if !matches!(self.setting.source.presence(), Presence::Running(_)) {
+            return;
+        }
+        let volumes = self.harbor().description().volumes;
+        let removed = source::look_closely(&*self.setting.source, &volumes, &self.tag).and_then(
+            |(monitor, found)| {
+                let running = source::open(monitor, found, &volumes);
+                let names = BitmapNames::new(&self.tag);
+                running.nodes.iter().try_for_each(|(_, node)| {
+                    bitmap::remove(&*running.monitor, &node.name, &names)
+                        .map_err(|e| from_monitor(&e))
+                })
+            },
+        );
+        if let Err(error) = removed {
+            tracing::warn!(machine = self.machine.name, %error, "the bitmaps stay in the images");
+        }
+    }
+
     /// Leaves a capture that is in its steady state to the daemon's successor; puts any other down.
     pub(super) fn hand_over(&mut self) {
         match self.capture.take() {
             Some(active) if active.ready && active.capture.lost().is_empty() => {
                 let confirmed = active.upkeep.confirmed();
                 drop(active.upkeep);
-                let left_out = self.machine.status().left_out;
-                if !active.capture.bequeath(&active.run, confirmed, &left_out) {
+                let disks = Disks {
+                    plugged: active.task.disks,
+                    left_out: self.machine.status().left_out,
+                };
+                if !active.capture.bequeath(&active.run, confirmed, &disks) {
                     tracing::warn!(
                         machine = self.machine.name,
                         "not handed over; its taps are closed"
@@ -219,7 +277,7 @@ impl Supervisor {
                 Err(e) => Err(e),
             };
             match stood {
-                Ok(()) => self.begin(capture, run, true, legacy.left_out.clone()),
+                Ok(()) => self.begin(capture, run, Some(confirmed), legacy.disks.clone()),
                 Err(e) => {
                     capture.hang_up();
                     let recorded = capture.recorder().open_gap_since(

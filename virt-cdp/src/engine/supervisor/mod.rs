@@ -7,6 +7,7 @@
 //! Invariant: points are made only between a capture's barrier and its end. What a crash leaves is put
 //! right by the next start: the journal is whole up to its tail, the time since is a gap.
 
+mod disks;
 mod ending;
 mod points;
 
@@ -17,19 +18,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cdp_core::{GapReason, Grade, Harbor, MachineDescription, Marks, Mode, Timestamp, VolumeId};
-use qemu_hook::bitmap::{self, BitmapNames};
+use cdp_core::{GapReason, Grade, Harbor, MachineDescription, Mode, Timestamp, VolumeId};
 
 use self::ending::End;
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
     engine::{
         capture::{Capture, Place, ReadState},
-        errors::{from_harbor, from_monitor, sentence},
+        errors::{from_harbor, sentence},
         machine::{Command, Doubt, Machine, State, now},
-        source::{self, Presence, Source},
-        upkeep::{Upkeep, keep_definition},
-        watch::{Inherited, TapWatch},
+        source::{self, Found, Presence, Source},
+        upkeep::{Confirmed, Task, Upkeep, keep_definition},
+        volumes,
+        watch::{Disks, Inherited, TapWatch},
     },
 };
 
@@ -43,6 +44,8 @@ const PRESENCE_INTERVAL: Duration = Duration::from_secs(2);
 const EXPECT_TIME: Duration = Duration::from_secs(10);
 /// Pause after the first failure; doubles up to the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// What is said of a machine that is on its way to or from another host.
+const MIGRATING: &str = "it is being migrated";
 /// The longest pause between two attempts.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
@@ -83,6 +86,8 @@ struct Active {
     run: String,
     ready: bool,
     upkeep: Upkeep,
+    /// What the upkeep was started with.
+    task: Task,
     next_point: Instant,
     looked: Instant,
 }
@@ -150,10 +155,12 @@ impl Supervisor {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Wake => {
-                if self.capture.is_none() {
-                    self.look_at = Instant::now();
-                }
+            Command::Wake => match &self.capture {
+                Some(active) => active.upkeep.look_now(),
+                None => self.look_at = Instant::now(),
+            },
+            Command::TakeIn(targets, answer) => {
+                let _ = answer.send(self.take_in(&targets));
             }
             Command::Expect => {
                 if self.capture.is_none() {
@@ -204,11 +211,12 @@ impl Supervisor {
             PRESENCE_INTERVAL
         };
         self.look_at = Instant::now() + interval;
-        match self.setting.source.presence() {
-            Presence::Off => {
+        match self.presence() {
+            Presence::Off(ended) => {
                 self.pause = RETRY_FIRST;
-                self.machine.set_state(State::Off, "");
+                self.machine.set_state(State::Off, ended.detail());
             }
+            Presence::Migrating => self.machine.set_state(State::Off, MIGRATING),
             Presence::Unknown(reason) => {
                 self.failed(&ApiError::new(ApiErrorKind::Unavailable, reason))
             }
@@ -239,25 +247,32 @@ impl Supervisor {
         }
         self.recover_if_failed()?;
         let harbor = self.harbor();
-        let run = match self.setting.source.presence() {
+        let off = |what: &str, hint: &str| {
+            let what = format!("'{}' {what}", self.machine.name);
+            Err(ApiError::new(ApiErrorKind::FailedPrecondition, what).hint(hint))
+        };
+        let run = match self.presence() {
             Presence::Running(run) => run,
-            Presence::Off => {
-                let what = format!("'{}' does not run", self.machine.name);
-                return Err(
-                    ApiError::new(ApiErrorKind::FailedPrecondition, what).hint("start it first")
-                );
-            }
+            Presence::Off(_) => return off("does not run", "start it first"),
+            Presence::Migrating => return off("is being migrated", "wait until it has come"),
             Presence::Unknown(reason) => {
                 return Err(ApiError::new(ApiErrorKind::Unavailable, reason));
             }
         };
-        let running = source::open(
-            &*self.setting.source,
-            &harbor.description().volumes,
-            &self.tag,
-        )?;
-        let left_out = running.left_out.clone();
-        keep_definition(&*self.setting.source, &harbor);
+        self.machine.forget_end();
+        let source = &self.setting.source;
+        let volumes = harbor.description().volumes;
+        let (monitor, found) = source::look_closely(&**source, &volumes, &self.tag)?;
+        self.fit_volumes(&found)?;
+        let running = source::open(monitor, found, &harbor.description().volumes);
+        let disks = Disks {
+            plugged: running.disks.iter().map(Found::plugged).collect(),
+            left_out: volumes::left_out(&self.machine.name, &volumes, &running.disks),
+        };
+        match source.look() {
+            Ok(look) => keep_definition(&look, &harbor),
+            Err(error) => tracing::debug!(%error, "the domain XML cannot be read now"),
+        }
         let gap = if harbor.is_seeded() {
             self.gap.or(Some((GapReason::TapLost, now())))
         } else {
@@ -275,18 +290,19 @@ impl Supervisor {
             State::Seeding
         };
         let detail = whole_disks(&capture.doubts, &harbor.description());
-        self.begin(capture, run, false, left_out)?;
+        self.begin(capture, run, None, disks)?;
         self.machine.set_state(state, &detail);
         Ok(())
     }
 
-    /// Looks after a capture from now on; `ready` says that its barrier is reached.
+    /// Looks after a capture from now on. One that is inherited is past its barrier, and its mirrors are known to
+    /// have stood until then.
     fn begin(
         &mut self,
         capture: Capture,
         run: String,
-        ready: bool,
-        left_out: Vec<String>,
+        inherited: Option<Confirmed>,
+        disks: Disks,
     ) -> ApiResult<()> {
         let wake = Arc::downgrade(&self.machine);
         capture.recorder().on_failure(move |_| {
@@ -294,13 +310,22 @@ impl Supervisor {
                 machine.wake();
             }
         });
-        let upkeep = Upkeep::start(
-            Arc::clone(&self.setting.source),
-            self.harbor(),
-            capture.qemu_side(),
-            self.setting.bitmap_interval,
+        let qemu = Arc::new(capture.qemu_side());
+        let (ready, since) = (
+            inherited.is_some(),
+            inherited.unwrap_or_else(|| qemu.moment()),
         );
-        let upkeep = match upkeep {
+        let task = Task {
+            source: Arc::clone(&self.setting.source),
+            harbor: self.harbor(),
+            qemu,
+            run: run.clone(),
+            disks: disks.plugged,
+            bitmap_interval: self.setting.bitmap_interval,
+            confirmed: since,
+            here: since,
+        };
+        let upkeep = match Upkeep::start(task.clone()) {
             Ok(upkeep) => upkeep,
             Err(e) => {
                 capture.end();
@@ -310,7 +335,7 @@ impl Supervisor {
         };
         self.machine.update(|s| {
             s.attached = capture.volumes();
-            s.left_out = left_out;
+            s.left_out = disks.left_out;
             s.progress = (!ready).then(|| Arc::clone(&capture.progress));
         });
         self.captures += 1;
@@ -320,6 +345,7 @@ impl Supervisor {
             run,
             ready,
             upkeep,
+            task,
             next_point: Instant::now(),
             looked: Instant::now(),
         });
@@ -353,9 +379,20 @@ impl Supervisor {
             self.put_down(End::JournalFailed);
             return self.failed(&ApiError::new(ApiErrorKind::ResourceExhausted, what));
         }
+        if active.upkeep.away() {
+            self.put_down(End::WentElsewhere);
+            self.look_at = Instant::now();
+            return;
+        }
         if active.upkeep.lost() || !active.capture.lost().is_empty() {
             return self.tap_lost();
         }
+        if !self.look_at_disks() {
+            return;
+        }
+        let Some(active) = &mut self.capture else {
+            return;
+        };
         if !active.ready {
             match active.capture.read_state() {
                 ReadState::Reading => {}
@@ -440,28 +477,6 @@ impl Supervisor {
             }
         }
         Ok(())
-    }
-
-    /// Removes what marks writes in the images; those of a machine that is off keep theirs.
-    fn remove_bitmaps(&self) {
-        if let Err(error) = self.harbor().set_marks(&Marks::default()) {
-            tracing::warn!(machine = self.machine.name, %error, "the bitmaps are still known");
-        }
-        if !matches!(self.setting.source.presence(), Presence::Running(_)) {
-            return;
-        }
-        let volumes = self.harbor().description().volumes;
-        let removed =
-            source::open(&*self.setting.source, &volumes, &self.tag).and_then(|running| {
-                let names = BitmapNames::new(&self.tag);
-                running.nodes.iter().try_for_each(|(_, node)| {
-                    bitmap::remove(&*running.monitor, &node.name, &names)
-                        .map_err(|e| from_monitor(&e))
-                })
-            });
-        if let Err(error) = removed {
-            tracing::warn!(machine = self.machine.name, %error, "the bitmaps stay in the images");
-        }
     }
 }
 

@@ -145,11 +145,13 @@ impl Takeovers {
     ) -> ApiResult<Record> {
         let dir = self.overlay_dir.join(names::component(name));
         let uuid = new_uuid().map_err(from_libvirt)?;
-        let disks = description.volumes.iter().map(|v| Disk {
-            target: v.target.clone(),
-            now: v.target.clone(),
-            overlay: dir.join(format!("{}.qcow2", names::component(&v.target))),
-            size: v.size,
+        let disks = description.volumes.iter().filter_map(|v| {
+            Some(Disk {
+                target: v.target.clone(),
+                now: v.target.clone(),
+                overlay: dir.join(format!("{}.qcow2", names::component(&v.target))),
+                size: v.size_at(point.seq)?,
+            })
         });
         Ok(Record {
             name: name.to_owned(),
