@@ -235,7 +235,7 @@ impl Guest {
 
     /// Ends the load, which must still be running: a write that failed would have ended it.
     pub fn end_load(&self) {
-        self.sh("test ! -e /tmp/load.code || { cat /tmp/load; exit 1; }; killall wload; sleep 0.2; dmesg | grep -i 'I/O error' && exit 1; true");
+        self.sh("test ! -e /tmp/load.code || { cat /tmp/load; exit 1; }; killall wload; for i in $(seq 50); do test -e /tmp/load.code && break; sleep 0.1; done; rm /tmp/load.code; dmesg | grep -i 'I/O error' && exit 1; true");
     }
 
     /// The domain's state in virsh's words.

@@ -19,6 +19,10 @@ mod lifecycle;
 
 mod lifecycle_disks;
 
+mod lifecycle_ends;
+
+mod lifecycle_hosts;
+
 mod quiesce;
 
 mod marks;
