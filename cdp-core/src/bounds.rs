@@ -15,24 +15,36 @@ pub const CLUSTER: usize = 64 * 1024;
 /// Largest single request that is taken, as NBD and QEMU split above it (format).
 pub const REQUEST_MAX: usize = 32 * 1024 * 1024;
 /// Smallest, default and largest budget of the IO buffer of one machine.
-pub const BUFFER_BUDGET_MIN: usize = REQUEST_MAX + SECTOR;
+pub const BUFFER_BUDGET_MIN: usize = REQUEST_MAX + BLOCK;
 /// Default budget of the IO buffer of one machine.
 pub const BUFFER_BUDGET_DEFAULT: usize = 64 * 1024 * 1024;
 /// Largest budget of the IO buffer of one machine.
 pub const BUFFER_BUDGET_MAX: usize = 256 * 1024 * 1024;
 
-/// A frame takes no further record once it holds this many payload bytes.
+/// Payloads of this length and above get memory in multiples of it, which is kept to be used again.
+pub const MEMORY_GRAIN: usize = 16 * 1024;
+/// Most memory that is kept to be used again, beside what is in use.
+pub const MEMORY_SPARE_MAX: usize = 16 * 1024 * 1024;
+
+/// A payload below this length is copied into the frame in the making.
+pub const STAGED_BELOW: usize = 32 * 1024;
+/// Room for such payloads in a frame.
+pub const STAGE_LEN: usize = 1024 * 1024;
+/// Most frames that are written to the disk at a time.
+pub const FRAMES_UNDER_WAY_MAX: usize = 8;
+
+/// A frame takes no further record once it holds this many payload bytes, padding included.
 pub const FRAME_PAYLOAD_TARGET: usize = 4 * 1024 * 1024;
 /// Most records in a frame (format).
 pub const FRAME_RECORDS_MAX: usize = 256;
 /// Most payload bytes in a frame: the target, overshot by one request.
 pub const FRAME_PAYLOAD_MAX: usize = FRAME_PAYLOAD_TARGET + REQUEST_MAX;
-/// Longest frame: header and table, payloads with their padding, rounded to a block (format).
+/// Longest frame that is read: header and table, payloads with their padding, rounded to a block (format).
 pub const FRAME_LEN_MAX: usize =
     64 * (FRAME_RECORDS_MAX + 1) + SECTOR + FRAME_PAYLOAD_MAX + FRAME_RECORDS_MAX * SECTOR + BLOCK;
 
 /// How long a record waits for company in its frame, when nobody waits for it to be durable.
-pub const FRAME_LINGER: Duration = Duration::from_millis(5);
+pub const FRAME_LINGER: Duration = Duration::from_millis(20);
 
 /// Longest time a buffered write waits for its sync, unless the options say otherwise.
 pub const FLUSH_INTERVAL_DEFAULT: Duration = Duration::from_millis(200);
@@ -45,6 +57,11 @@ pub const SEGMENT_DEFAULT: u64 = 64 * 1024 * 1024;
 pub const SEGMENT_MIN: u64 = 64 * 1024;
 /// Largest length at which a segment may be sealed.
 pub const SEGMENT_MAX: u64 = 4 * 1024 * 1024 * 1024;
+
+/// A segment reserves at most one part in so many of the room that is left in its file system.
+pub const RESERVED_SHARE: u64 = 4;
+/// A segment is sealed when it holds this many records, however short it is: they are kept in memory until then.
+pub const SEGMENT_RECORDS_MAX: usize = 64 * 1024;
 
 /// Longest label of a point.
 pub const LABEL_MAX: usize = 1024;
@@ -86,7 +103,11 @@ const _: () = {
     assert!(BUFFER_BUDGET_MIN <= BUFFER_BUDGET_DEFAULT);
     assert!(BUFFER_BUDGET_DEFAULT <= BUFFER_BUDGET_MAX);
     assert!(SEGMENT_MIN <= SEGMENT_DEFAULT && SEGMENT_DEFAULT <= SEGMENT_MAX);
-    assert!(LABEL_MAX <= REQUEST_MAX);
+    assert!(LABEL_MAX < STAGED_BELOW);
+    assert!(STAGED_BELOW <= STAGE_LEN);
+    // A full frame has at least this much of the budget, so the stages of full frames are within the budget.
+    assert!(FRAME_RECORDS_MAX * BLOCK >= STAGE_LEN);
+    assert!(FRAME_PAYLOAD_TARGET >= STAGE_LEN);
     // A cluster's number in a base point is kept in 32 bits, metadata included.
     assert!(VOLUME_SIZE_MAX / CLUSTER as u64 * 2 <= u32::MAX as u64);
 };

@@ -8,6 +8,8 @@
 //! Invariant: numbers in the journal rise by one; what is listed in the catalog as a point is on
 //! stable storage, and so is everything before it.
 
+pub(crate) mod age;
+pub(crate) mod draft;
 pub(crate) mod sequencer;
 pub(crate) mod touched;
 

@@ -10,18 +10,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::bounds::{LABEL_MAX, RESYNC_PIECE, RESYNC_ZERO_PIECE};
-use crate::buffer::{Budget, IoBuf};
+use crate::bounds::LABEL_MAX;
+use crate::buffer::Budget;
 use crate::clock::Timestamp;
-use crate::error::{HarborError, JournalError, Refused, Result};
-use crate::format::Kind;
+use crate::error::{HarborError, JournalError, Result};
 use crate::harbor::AckRule;
 use crate::harbor::shared::Shared;
 use crate::journal::sequencer::{Sequencer, Start};
-use crate::journal::touched::Touched;
 use crate::journal::writer::Writer;
 use crate::machine::VolumeId;
 use crate::point::{GapReason, Grade, GradeRule, Point, Seq};
+
+mod volume;
+
+pub use volume::{Ack, VolumeRecorder};
 
 /// What the handles of a recording share.
 #[derive(Debug)]
@@ -100,6 +102,10 @@ pub struct RecorderStats {
     pub sync_last: Duration,
     /// Time the slowest sync took.
     pub sync_max: Duration,
+    /// Age that the oldest write not on stable storage did not exceed at 99 of 100 syncs, to an eighth.
+    pub unsynced_age_p99: Duration,
+    /// The same, at all of them.
+    pub unsynced_age_max: Duration,
     /// Last record taken.
     pub head: Seq,
     /// Last record on stable storage.
@@ -297,6 +303,8 @@ impl Recorder {
             syncs: counts.syncs,
             sync_last: counts.sync_last,
             sync_max: counts.sync_max,
+            unsynced_age_p99: counts.ages.p99(),
+            unsynced_age_max: counts.ages.max(),
             head: counts.head,
             durable: counts.durable,
         }
@@ -354,118 +362,4 @@ fn sequencer(shared: &Shared, budget: &Arc<Budget>) -> Result<Sequencer> {
         options.flush_interval,
         linger,
     ))
-}
-
-/// Takes the writes of one volume; a handle that can be cloned.
-#[derive(Debug, Clone)]
-pub struct VolumeRecorder {
-    recording: Arc<Recording>,
-    volume: VolumeId,
-    size: u64,
-    ack_rule: AckRule,
-}
-
-impl VolumeRecorder {
-    /// Returns memory for exactly `len` bytes, waiting until there is room (back-pressure).
-    ///
-    /// # Errors
-    /// Larger than [`REQUEST_MAX`](crate::bounds::REQUEST_MAX); closed or failed, also while waiting.
-    pub fn buffer(&self, len: usize) -> Result<IoBuf, Refused> {
-        self.recording.budget.take(len)
-    }
-
-    /// Takes a write of all bytes of `data` at byte `offset`; acknowledge it when this returns.
-    ///
-    /// # Errors
-    /// Not within the volume; the recording is closed or has failed. Nothing was taken then.
-    pub fn write(&self, offset: u64, data: IoBuf) -> Result<Seq, Refused> {
-        let len = data.len() as u64;
-        self.check(offset, len)?;
-        self.take(Kind::Write, offset, len, data)
-    }
-
-    /// Takes a write of `len` zero bytes at byte `offset`; acknowledge it when this returns.
-    ///
-    /// # Errors
-    /// As [`write`](Self::write).
-    pub fn zero(&self, offset: u64, len: u64) -> Result<Seq, Refused> {
-        self.check(offset, len)?;
-        // An empty buffer is a token: so zeros, too, wait while the IO buffer is full.
-        self.take(Kind::Zero, offset, len, self.recording.budget.take(0)?)
-    }
-
-    /// Starts to remember what the stream writes, forgetting what was remembered before.
-    pub fn begin_resync(&self) {
-        self.recording
-            .sequencer
-            .remember(self.volume, Some(Touched::default()));
-    }
-
-    /// Takes bytes read from the live disk, except where the stream wrote since
-    /// [`begin_resync`](Self::begin_resync); returns how many bytes were taken.
-    ///
-    /// # Errors
-    /// As [`write`](Self::write).
-    pub fn resync_data(&self, offset: u64, data: &[u8]) -> Result<u64, Refused> {
-        self.check(offset, data.len() as u64)?;
-        let mut taken = 0;
-        let mut at = offset;
-        for piece in data.chunks(RESYNC_PIECE) {
-            let mut buf = self.recording.budget.take(piece.len())?;
-            buf.as_mut().copy_from_slice(piece);
-            let range = at..at + piece.len() as u64;
-            at = range.end;
-            let sequencer = &self.recording.sequencer;
-            taken += sequencer.take_resync(self.volume, Kind::ResyncData, range, buf)?;
-        }
-        Ok(taken)
-    }
-
-    /// Takes zeros read from the live disk, like [`resync_data`](Self::resync_data).
-    ///
-    /// # Errors
-    /// As [`write`](Self::write).
-    pub fn resync_zero(&self, offset: u64, len: u64) -> Result<u64, Refused> {
-        self.check(offset, len)?;
-        let mut taken = 0;
-        let mut at = offset;
-        while at < offset + len {
-            let range = at..(offset + len).min(at + RESYNC_ZERO_PIECE);
-            at = range.end;
-            let token = self.recording.budget.take(0)?;
-            let sequencer = &self.recording.sequencer;
-            taken += sequencer.take_resync(self.volume, Kind::ResyncZero, range, token)?;
-        }
-        Ok(taken)
-    }
-
-    /// Stops to remember what the stream writes.
-    pub fn end_resync(&self) {
-        self.recording.sequencer.remember(self.volume, None);
-    }
-
-    fn check(&self, offset: u64, len: u64) -> Result<(), Refused> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.size => Ok(()),
-            _ => Err(Refused::OutOfBounds {
-                offset,
-                len,
-                size: self.size,
-            }),
-        }
-    }
-
-    /// Takes a guest write, and keeps the ack rule: the one place where it stands.
-    fn take(&self, kind: Kind, offset: u64, len: u64, payload: IoBuf) -> Result<Seq, Refused> {
-        let sequencer = &self.recording.sequencer;
-        if len == 0 {
-            return Ok(self.recording.head());
-        }
-        let seq = sequencer.take_write(self.volume, kind, offset..offset + len, payload)?;
-        match self.ack_rule {
-            AckRule::Buffered => {}
-            AckRule::Durable => sequencer.wait_durable(seq)?,
-        }
-        Ok(seq)
-    }
 }

@@ -11,9 +11,11 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
+pub(crate) mod append;
 mod faulty;
 mod real;
 pub(crate) mod replace;
+mod ring;
 mod simulated;
 
 pub use faulty::{Fault, FaultyStorage};

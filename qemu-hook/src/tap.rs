@@ -1,12 +1,13 @@
 //! The capture end: QEMU's mirror writes to us through QEMU's own NBD client.
 //!
 //! QEMU holds one end of a socketpair, we hold the other, and there is no socket anyone else could
-//! connect to. On our end stands an NBD server with one writable export. A request is taken in three
-//! steps: its 28-byte head is read; a write's payload is read from the socket straight into the
-//! sink's memory; the sink takes (and thereby numbers) the write. Then QEMU is answered.
+//! connect to. On our end stands an NBD server with one writable export. What QEMU has sent is read ahead; request
+//! by request the sink takes (and thereby numbers) the writes. A small payload is copied from the read-ahead, a
+//! large one is read from the socket straight into the sink's memory. Then QEMU is answered: at once,
+//! or when the sink says that the write is kept, several requests in one go where several were waiting.
 //!
-//! Invariant: no write is answered before the sink took it, and no write is answered that the sink
-//! did not take. Whatever goes wrong, the socket is closed: QEMU's mirror ends with an error,
+//! Invariant: no write is answered before the sink took it and its ack is due, and none that the sink
+//! did not take. Requests are answered in the order in which they came. Whatever goes wrong, the socket is closed: QEMU's mirror ends with an error,
 //! the guest goes on and never sees it.
 //!
 //! A tap can be parked: it answers what it has read and stops between two requests with its socket
@@ -15,7 +16,7 @@
 //! A crash of ours closes the socket too. Writes that were taken but not answered are in the
 //! guest's hands then: it may or may not see them as done, as after a power cut.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -24,15 +25,19 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::nbd::handshake::{Catalogue, Offer, negotiate};
-use crate::nbd::stream::Stream;
-use crate::nbd::{NbdError, Request, SimpleReply, bounds, cmd, errno, flag};
+use crate::nbd::{NbdError, bounds, flag};
 use crate::sink::{SinkClosed, WriteSink};
 
 mod bypass;
+mod intake;
+mod replies;
+mod requests;
 mod stats;
 
 pub use bypass::{Bypass, hang_up};
 pub use stats::TapStats;
+
+use requests::Requests;
 
 /// How often a tap with nothing to read looks whether it is to be parked.
 const PARK_LOOK: Duration = Duration::from_millis(100);
@@ -241,7 +246,7 @@ fn serve<S: WriteSink>(
     mut stream: UnixStream,
     config: &TapConfig,
     sink: S,
-    control: &Control,
+    control: &Arc<Control>,
     begin: Begin,
 ) -> TapEnd {
     let agreed = match begin {
@@ -256,14 +261,7 @@ fn serve<S: WriteSink>(
     let end = match agreed {
         Ok(true) => {
             control.stats.set_connected();
-            let mut tap = Tap {
-                stream: &mut stream,
-                size: config.size,
-                sink,
-                control,
-                told_of_reads: false,
-            };
-            tap.run()
+            Requests::new(&stream, config.size, sink, control).run()
         }
         Ok(false) => TapEnd::Disconnected,
         Err(error) => error.into(),
@@ -299,161 +297,4 @@ impl Catalogue for TapConfig {
     fn has_structured_replies(&self) -> bool {
         false
     }
-}
-
-struct Tap<'a, S> {
-    stream: &'a mut UnixStream,
-    size: u64,
-    sink: S,
-    control: &'a Control,
-    told_of_reads: bool,
-}
-
-impl<S: WriteSink> Tap<'_, S> {
-    fn run(&mut self) -> TapEnd {
-        if let Err(error) = self.stream.set_timeouts(None).and_then(|()| {
-            // So that a tap with nothing to do can be parked.
-            self.stream.set_read_timeout(Some(PARK_LOOK))
-        }) {
-            return error.into();
-        }
-        loop {
-            match self.step() {
-                Ok(true) => {}
-                Ok(false) => return TapEnd::Disconnected,
-                Err(end) => return end,
-            }
-            if self.control.is_to_park() {
-                return TapEnd::Parked;
-            }
-        }
-    }
-
-    /// Takes one request and answers it; false when QEMU has left.
-    fn step(&mut self) -> Result<bool, TapEnd> {
-        let stats = &self.control.stats;
-        let mut head = [0; Request::SIZE];
-        let mut first = 0;
-        while first == 0 {
-            first = match self.stream.read(&mut head) {
-                Ok(0) => return Ok(false),
-                Ok(got) => got,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.control.is_to_park() {
-                        return Err(TapEnd::Parked);
-                    }
-                    0
-                }
-                Err(error) => return Err(error.into()),
-            };
-        }
-        fill(self.stream, head.get_mut(first..).unwrap_or_default())?;
-        stats.consume(Request::SIZE as u64);
-        let request = Request::decode(&head)?;
-        if request.command != cmd::WRITE {
-            stats.receive();
-        }
-        let error = match request.command {
-            cmd::WRITE => self.write(&request)?,
-            cmd::WRITE_ZEROES => self.zero(&request)?,
-            cmd::FLUSH => {
-                stats.count_flush();
-                0
-            }
-            cmd::DISC => {
-                self.control.stats.say_goodbye();
-                return Ok(false);
-            }
-            cmd::READ => self.refuse_read(&request),
-            other => {
-                tracing::warn!(command = other, "QEMU sent the tap a command it cannot do");
-                errno::EINVAL
-            }
-        };
-        let cookie = request.cookie;
-        self.stream
-            .write_all(&SimpleReply { error, cookie }.encode())?;
-        self.control.stats.settle();
-        Ok(true)
-    }
-
-    fn write(&mut self, request: &Request) -> Result<u32, TapEnd> {
-        if request.len > bounds::REQUEST_MAX {
-            return Err(bad("a write larger than the block size agreed on", request));
-        }
-        self.check(request, cmd::FLAG_FUA)?;
-        if request.len == 0 {
-            return Ok(0);
-        }
-        let len = request.len as usize;
-        let mut buffer = self.sink.buffer(len)?;
-        let memory = buffer.as_mut();
-        if memory.len() != len {
-            let reason = format!("{} bytes of memory for {len}", memory.len());
-            return Err(SinkClosed(reason).into());
-        }
-        fill(self.stream, memory)?;
-        self.control.stats.consume(u64::from(request.len));
-        self.control.stats.receive();
-        self.sink.write(request.offset, buffer)?;
-        self.control.stats.count_write(u64::from(request.len));
-        Ok(0)
-    }
-
-    fn zero(&mut self, request: &Request) -> Result<u32, TapEnd> {
-        self.check(request, cmd::FLAG_FUA | cmd::FLAG_NO_HOLE)?;
-        let len = u64::from(request.len);
-        if len > 0 {
-            self.sink.zero(request.offset, len)?;
-            self.control.stats.count_zero(len);
-        }
-        Ok(0)
-    }
-
-    /// A write that leaves the volume, or with flags we did not offer, cannot be what QEMU means.
-    fn check(&self, request: &Request, flags: u16) -> Result<(), TapEnd> {
-        if !request.is_within(self.size) {
-            return Err(bad("a write beyond the end of the volume", request));
-        }
-        if request.flags & !flags != 0 {
-            return Err(bad("a write with unknown flags", request));
-        }
-        Ok(())
-    }
-
-    /// A mirror does not read its target; there is nothing here to read.
-    fn refuse_read(&mut self, request: &Request) -> u32 {
-        if !self.told_of_reads {
-            self.told_of_reads = true;
-            let (offset, len) = (request.offset, request.len);
-            tracing::warn!(offset, len, "something reads from a tap; it is refused");
-        }
-        errno::ENOTSUP
-    }
-}
-
-/// Fills `buf`, however long QEMU takes for it.
-fn fill(stream: &mut UnixStream, mut buf: &mut [u8]) -> io::Result<()> {
-    while !buf.is_empty() {
-        match stream.read(buf) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(got) => buf = buf.get_mut(got..).unwrap_or_default(),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
-                ) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-fn bad(what: &str, request: &Request) -> TapEnd {
-    let found = format!(
-        "{what}: {} bytes at byte {}, flags {:#x}",
-        request.len, request.offset, request.flags
-    );
-    TapEnd::Protocol(NbdError::protocol("taking a write", found))
 }

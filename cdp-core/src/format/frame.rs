@@ -25,7 +25,7 @@ pub const FRAME_FIELDS: &[Field] = &[
 ];
 
 /// Returns the bytes of frame header and table for so many records, padded to a sector.
-pub fn table_len(records: usize) -> usize {
+pub const fn table_len(records: usize) -> usize {
     (FRAME_HEADER_LEN + records * RECORD_LEN).next_multiple_of(SECTOR)
 }
 
@@ -49,7 +49,8 @@ pub struct FrameHeader {
 impl FrameHeader {
     /// Returns the bytes of header and table, padded to a sector.
     pub fn encode(&self, records: &[Record]) -> Vec<u8> {
-        let mut bytes = vec![0; FRAME_HEADER_LEN];
+        let mut bytes = Vec::with_capacity(table_len(records.len()));
+        bytes.resize(FRAME_HEADER_LEN, 0);
         MAGIC.put_bytes(&mut bytes, MAGIC_BYTES);
         RECORDS.put(&mut bytes, self.records as u64);
         SALT.put_bytes(&mut bytes, &self.salt);

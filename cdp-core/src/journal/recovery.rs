@@ -17,6 +17,7 @@ use super::catalog::{Catalog, JournalEnd, segment_number, segment_path};
 use super::scan::{PayloadCheck, ScanLimits, scan};
 use super::seal::{Sealing, rewrite_up_to};
 use super::segment::{Segment, read_index};
+use crate::bounds::{BLOCK, COPY_PIECE};
 use crate::clock::Timestamp;
 use crate::error::{HarborError, Result};
 use crate::format::{
@@ -210,6 +211,8 @@ impl Recovery<'_> {
             first_seq: Some(header.first_seq),
         };
         let found = scan(&*ends.file, limits, PayloadCheck::Check).map_err(ends.failed("read"))?;
+        let written =
+            last_written(&*ends.file, found.end, ends.len).map_err(ends.failed("read"))?;
         let file = self
             .storage
             .open(ends.path, OpenMode::Write)
@@ -248,9 +251,10 @@ impl Recovery<'_> {
         self.report.cut = Some(Cut {
             segment: ends.number,
             last: footer.last_seq,
-            bytes: ends.len - found.end,
+            bytes: written - found.end,
             why: found
                 .stopped
+                .filter(|_| written > found.end)
                 .unwrap_or_else(|| "the recording was not closed".into()),
         });
         self.chain = Some(footer.hash);
@@ -398,6 +402,22 @@ fn gap(record: &Record, end: Option<Timestamp>) -> Gap {
         end,
         reason: GapReason::from_code(record.detail),
     }
+}
+
+/// Returns where the zeros begin that a file ends with from `from` on: room that was reserved and never written.
+fn last_written(file: &dyn StorageFile, from: u64, len: u64) -> io::Result<u64> {
+    let mut piece = vec![0; COPY_PIECE];
+    let (mut at, mut written) = (from, from);
+    while at < len {
+        let want = (len - at).min(COPY_PIECE as u64) as usize;
+        let bytes = piece.get_mut(..want).unwrap_or_default();
+        file.read_at(bytes, at)?;
+        if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+            written = (at + last as u64 + 1).next_multiple_of(BLOCK as u64);
+        }
+        at += want as u64;
+    }
+    Ok(written.min(len))
 }
 
 /// Reads a segment's header and footer.

@@ -6,8 +6,9 @@
 use std::io::{self, IoSlice};
 
 use crate::bounds::{BLOCK, COPY_PIECE};
+use crate::buffer::Memory;
 use crate::clock::Timestamp;
-use crate::format::{Footer, RECORD_LEN, Record, Salt};
+use crate::format::{FOOTER_LEN, Footer, RECORD_LEN, Record, Salt};
 use crate::point::{PointId, Seq};
 use crate::storage::StorageFile;
 
@@ -47,21 +48,30 @@ impl Sealing {
             index_crc: crc32c::crc32c(&index),
             hash: [0; 32],
         };
-        let padding = vec![0; index.len().next_multiple_of(BLOCK) - index.len()];
+        let index_len = index.len().next_multiple_of(BLOCK);
+        let mut memory = Memory::zeroed(index_len + FOOTER_LEN);
+        put(&mut memory, 0, &index);
         hasher
-            .update(&index)
-            .update(&padding)
+            .update(memory.get().get(..index_len).unwrap_or_default())
             .update(&footer.encode_head());
         footer.hash = *hasher.finalize().as_bytes();
-        let foot = footer.encode();
-        let parts = [IoSlice::new(&index), IoSlice::new(&padding)];
-        file.write_at(&parts, self.end)?;
+        put(&mut memory, index_len, &footer.encode());
+        let (index, foot) = memory.get().split_at(index_len);
+        file.write_at(&[IoSlice::new(index)], self.end)?;
+        // The footer is what a sealed segment ends with: room that was not needed goes.
+        let place = self.end + index_len as u64;
+        file.set_len(place + FOOTER_LEN as u64)?;
         // A footer says that all before it is whole: it must not get to the disk first.
         file.sync()?;
-        let place = self.end + (index.len() + padding.len()) as u64;
-        file.write_at(&[IoSlice::new(&foot)], place)?;
+        file.write_at(&[IoSlice::new(foot)], place)?;
         file.sync()?;
         Ok(footer)
+    }
+}
+
+fn put(memory: &mut Memory, at: usize, bytes: &[u8]) {
+    if let Some(place) = memory.get_mut().get_mut(at..at + bytes.len()) {
+        place.copy_from_slice(bytes);
     }
 }
 

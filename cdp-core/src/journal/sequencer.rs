@@ -1,37 +1,33 @@
 //! The sequencer: gives every record its number and time, and hands them to the writer.
 //!
-//! One mutex per machine. Taking a record means: number it, stamp it, put it in line. The writer
-//! thread asks for [`Work`]: a batch of records, a sync, or the end. Whoever needs a record on
-//! stable storage registers its number and waits.
+//! One mutex per machine. Taking a record means: number it, stamp it, put it into the frame in the making, the last
+//! of the line. The writer thread asks for [`Work`]: a frame, a sync, or the end. Whoever needs a record on
+//! stable storage says so, and waits or is called.
 //!
 //! Invariant: the line is in order of numbers, without holes. Once the phase is `Failed` nothing
 //! is taken or handed out any more.
 //! A crash loses what is in line, and what is written but not synced: always a tail.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::age::Ages;
+use super::draft::{Draft, Payload, record_cost};
 use super::touched::Touched;
-use crate::bounds::{FRAME_LINGER, FRAME_PAYLOAD_TARGET, FRAME_RECORDS_MAX};
-use crate::buffer::{Budget, IoBuf};
+use crate::bounds::FRAME_LINGER;
+use crate::buffer::{Budget, Room};
 use crate::clock::{Clock, Timestamp};
 use crate::error::{JournalError, Refused};
 use crate::format::{Kind, NO_VOLUME, Record};
 use crate::machine::VolumeId;
 use crate::point::{Gap, GapReason, Grade, GradeRule, Point, PointId, Seq, XmlVersion};
 
+mod data;
 mod work;
 
 pub(crate) use work::Work;
-
-/// A record that waits to be written, with its payload or a mere token of the budget.
-#[derive(Debug)]
-pub(crate) struct Pending {
-    pub(crate) record: Record,
-    pub(crate) payload: IoBuf,
-}
 
 /// Something the catalog is to learn once its record is on stable storage.
 #[derive(Debug, Clone)]
@@ -67,6 +63,7 @@ pub(crate) struct Counts {
     pub(crate) syncs: u64,
     pub(crate) sync_last: Duration,
     pub(crate) sync_max: Duration,
+    pub(crate) ages: Ages,
     pub(crate) head: Seq,
     pub(crate) durable: Seq,
 }
@@ -81,6 +78,10 @@ enum Phase {
 
 type FailureCall = Box<dyn FnOnce(Arc<JournalError>) + Send>;
 
+/// Called with the last record on stable storage, or none when no further one ever will be; false when it is not to be
+/// called any more.
+pub(crate) type DurableCall = Box<dyn Fn(Option<Seq>) -> bool + Send>;
+
 struct Line {
     phase: Phase,
     last_time: Timestamp,
@@ -88,12 +89,17 @@ struct Line {
     open_gap: Option<(Timestamp, GapReason)>,
     written_since_point: bool,
     touched: HashMap<VolumeId, Touched>,
-    waiting: VecDeque<Pending>,
-    waiting_bytes: usize,
-    waiting_since: Instant,
-    sync_targets: BTreeSet<Seq>,
+    /// Frames in order; records are added to the last.
+    waiting: VecDeque<Draft>,
+    /// The first and the last record that somebody waits for to be on stable storage.
+    wanted: Option<(Seq, Seq)>,
     written: Seq,
+    /// When the oldest record was taken that is written and not on stable storage.
     dirty_since: Option<Instant>,
+    last_sync: Option<Instant>,
+    /// Writes are under way that the writer has not waited for.
+    under_way: bool,
+    writer_sleeps: bool,
     notices: VecDeque<(Seq, Notice)>,
     counts: Counts,
     failure_calls: Vec<FailureCall>,
@@ -106,8 +112,13 @@ pub(crate) struct Sequencer {
     clock: Arc<dyn Clock>,
     budget: Arc<Budget>,
     line: Mutex<Line>,
+    durable_calls: Mutex<Vec<DurableCall>>,
     work: Condvar,
     done: Condvar,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl std::fmt::Debug for Sequencer {
@@ -139,11 +150,12 @@ impl Sequencer {
             written_since_point: start.written_since_point,
             touched: HashMap::new(),
             waiting: VecDeque::new(),
-            waiting_bytes: 0,
-            waiting_since: Instant::now(),
-            sync_targets: BTreeSet::new(),
+            wanted: None,
             written: start.last_seq,
             dirty_since: None,
+            last_sync: None,
+            under_way: false,
+            writer_sleeps: false,
             notices: VecDeque::new(),
             counts,
             failure_calls: Vec::new(),
@@ -154,72 +166,14 @@ impl Sequencer {
             clock,
             budget,
             line: Mutex::new(line),
+            durable_calls: Mutex::default(),
             work: Condvar::new(),
             done: Condvar::new(),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a guest write; `payload` is what it wrote, or a token of the budget for zeros.
-    pub(crate) fn take_write(
-        &self,
-        volume: VolumeId,
-        kind: Kind,
-        range: Range<u64>,
-        payload: IoBuf,
-    ) -> Result<Seq, Refused> {
-        let mut line = self.lock();
-        line.check_running()?;
-        line.counts.writes += 1;
-        line.counts.write_bytes += payload.len() as u64;
-        if let Some(touched) = line.touched.get_mut(&volume) {
-            touched.mark(range.clone());
-        }
-        Ok(self.push_data(&mut line, volume, kind, range, payload))
-    }
-
-    /// Takes what was read from the live disk, except where the stream wrote; returns the bytes
-    /// taken.
-    pub(crate) fn take_resync(
-        &self,
-        volume: VolumeId,
-        kind: Kind,
-        range: Range<u64>,
-        payload: IoBuf,
-    ) -> Result<u64, Refused> {
-        let mut line = self.lock();
-        line.check_running()?;
-        let parts = match line.touched.get(&volume) {
-            Some(touched) => touched.untouched(range.clone()),
-            None => vec![range.clone()],
-        };
-        if parts.first() == Some(&range) {
-            self.push_data(&mut line, volume, kind, range.clone(), payload);
-            return Ok(range.end - range.start);
-        }
-        for part in &parts {
-            let buf = if kind.is_zero() {
-                self.budget.force(0)
-            } else {
-                self.part_of(&payload, part.start - range.start..part.end - range.start)
-            };
-            self.push_data(&mut line, volume, kind, part.clone(), buf);
-        }
-        Ok(parts.iter().map(|part| part.end - part.start).sum())
-    }
-
-    /// A copy of a part of a resync's payload; past the budget by one piece of a resync at most.
-    fn part_of(&self, payload: &IoBuf, range: Range<u64>) -> IoBuf {
-        let bytes = payload
-            .as_ref()
-            .get(range.start as usize..range.end as usize);
-        let bytes = bytes.unwrap_or_default();
-        let mut buf = self.budget.force(bytes.len());
-        buf.as_mut().copy_from_slice(bytes);
-        buf
+        lock(&self.line)
     }
 
     fn push_data(
@@ -228,48 +182,80 @@ impl Sequencer {
         volume: VolumeId,
         kind: Kind,
         range: Range<u64>,
-        payload: IoBuf,
+        carried: (Payload<'_>, Option<Room>),
     ) -> Seq {
         line.written_since_point = true;
         let length = range.end - range.start;
-        self.push(
-            line,
-            Record {
-                offset: range.start,
-                length,
-                volume,
-                kind,
-                ..BLANK
-            },
-            payload,
-        )
+        let record = Record {
+            offset: range.start,
+            length,
+            volume,
+            kind,
+            ..BLANK
+        };
+        self.push(line, record, carried)
     }
 
     /// Numbers a record, stamps it and puts it in line.
-    fn push(&self, line: &mut Line, record: Record, payload: IoBuf) -> Seq {
+    fn push(
+        &self,
+        line: &mut Line,
+        record: Record,
+        (payload, room): (Payload<'_>, Option<Room>),
+    ) -> Seq {
         let seq = line.counts.head.next();
         line.counts.head = seq;
         line.last_time = self
             .clock
             .now()
             .max(Timestamp(line.last_time.0.saturating_add(1)));
-        if line.waiting.is_empty() {
-            line.waiting_since = Instant::now();
-            self.work.notify_one();
+        let record = Record {
+            seq,
+            time: line.last_time,
+            ..record
+        };
+        let is_first = line.waiting.is_empty();
+        if line
+            .waiting
+            .back()
+            .is_none_or(|last| last.is_full_for(&payload))
+        {
+            line.waiting.push_back(Draft::new(&self.budget));
         }
-        line.waiting_bytes += payload.len();
-        line.waiting.push_back(Pending {
-            record: Record {
-                seq,
-                time: line.last_time,
-                ..record
-            },
-            payload,
+        let filled = line.waiting.back_mut().is_some_and(|last| {
+            last.push(record, payload, room);
+            last.is_full()
         });
-        if line.is_batch_full() {
-            self.work.notify_one();
+        if is_first || filled || line.waiting.len() > 1 {
+            self.wake(line);
         }
         seq
+    }
+
+    /// Wakes the writer if it sleeps.
+    fn wake(&self, line: &mut Line) {
+        if line.writer_sleeps {
+            line.writer_sleeps = false;
+            self.work.notify_one();
+        }
+    }
+
+    /// Notes that somebody waits for a record to be on stable storage.
+    fn want(&self, line: &mut Line, seq: Seq) {
+        let (first, last) = line.wanted.unwrap_or((seq, seq));
+        line.wanted = Some((first.min(seq), last.max(seq)));
+        self.wake(line);
+    }
+
+    /// Takes a record that belongs to the whole machine.
+    fn push_other(&self, line: &mut Line, record: Record, payload: &[u8]) -> Seq {
+        let room = self.budget.force_room(record_cost(payload.len()));
+        let payload = if payload.is_empty() {
+            Payload::None
+        } else {
+            Payload::Copied(payload)
+        };
+        self.push(line, record, (payload, Some(room)))
     }
 
     /// Takes a recovery point; none if it is wanted only after writes and there were none.
@@ -287,10 +273,7 @@ impl Sequencer {
             return Ok(None);
         }
         let label = label.filter(|label| !label.is_empty());
-        let mut payload = self.budget.force(label.map_or(0, str::len));
-        payload
-            .as_mut()
-            .copy_from_slice(label.unwrap_or_default().as_bytes());
+        let payload = label.unwrap_or_default().as_bytes();
         let id = line.next_point;
         let record = Record {
             offset: id.0,
@@ -300,7 +283,7 @@ impl Sequencer {
             xml: xml.map_or(0, |version| version.0),
             ..BLANK
         };
-        let seq = self.push(&mut line, record, payload);
+        let seq = self.push_other(&mut line, record, payload);
         line.next_point = PointId(id.0 + 1);
         line.written_since_point = false;
         line.counts.points += 1;
@@ -343,7 +326,7 @@ impl Sequencer {
             detail: reason.code(),
             ..BLANK
         };
-        let seq = self.push(&mut line, record, self.budget.force(0));
+        let seq = self.push_other(&mut line, record, &[]);
         line.open_gap = Some((start, reason));
         line.notices.push_back((
             seq,
@@ -372,7 +355,7 @@ impl Sequencer {
             detail: reason.code(),
             ..BLANK
         };
-        let seq = self.push(&mut line, record, self.budget.force(0));
+        let seq = self.push_other(&mut line, record, &[]);
         let end = line.last_time;
         line.notices.push_back((seq, Notice::GapClose { end }));
         Ok(seq)
@@ -390,8 +373,8 @@ impl Sequencer {
     /// Has the writer put `seq` on stable storage soon, without waiting for it.
     pub(crate) fn want_durable(&self, seq: Seq) {
         let mut line = self.lock();
-        if line.counts.durable < seq && line.sync_targets.insert(seq) {
-            self.work.notify_one();
+        if line.counts.durable < seq {
+            self.want(&mut line, seq);
         }
     }
 
@@ -404,9 +387,7 @@ impl Sequencer {
                 Phase::Closed => return Err(Refused::Closed),
                 Phase::Running | Phase::Closing => {}
             }
-            if line.sync_targets.insert(seq) {
-                self.work.notify_one();
-            }
+            self.want(&mut line, seq);
             line = self.done.wait(line).unwrap_or_else(PoisonError::into_inner);
         }
         Ok(())
@@ -418,9 +399,15 @@ impl Sequencer {
         if matches!(line.phase, Phase::Running) {
             line.phase = Phase::Closing;
         }
+        line.writer_sleeps = false;
         drop(line);
         self.budget.close(Refused::Closed);
         self.work.notify_one();
+    }
+
+    /// Has `call` called by the writer after each sync, and when it fails.
+    pub(crate) fn on_durable(&self, call: DurableCall) {
+        lock(&self.durable_calls).push(call);
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -457,26 +444,6 @@ impl Line {
             Phase::Closing | Phase::Closed => Err(Refused::Closed),
             Phase::Failed(cause) => Err(Refused::Failed(Arc::clone(cause))),
         }
-    }
-
-    fn is_batch_full(&self) -> bool {
-        self.waiting.len() >= FRAME_RECORDS_MAX || self.waiting_bytes >= FRAME_PAYLOAD_TARGET
-    }
-
-    /// Takes from the line what goes into one frame.
-    fn take_batch(&mut self) -> Vec<Pending> {
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        while batch.len() < FRAME_RECORDS_MAX && bytes < FRAME_PAYLOAD_TARGET {
-            let Some(pending) = self.waiting.pop_front() else {
-                break;
-            };
-            bytes += pending.payload.len();
-            batch.push(pending);
-        }
-        self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
-        self.waiting_since = Instant::now();
-        batch
     }
 }
 

@@ -1,13 +1,14 @@
 //! The writer: the one thread that writes to the journal.
 //!
-//! It asks the sequencer for work: a batch becomes a frame, in one write; a sync puts the file on
-//! stable storage and tells the catalog which points are there now. When a frame would make the
-//! segment longer than wanted, the segment is sealed and the next one begun.
+//! It asks the sequencer for work: a frame is handed to the disk in one write, and the next may follow before that is
+//! done; a sync waits for all of them, puts the file on stable storage, and tells the catalog which points are there
+//! now. When a frame would make the segment longer than wanted, the segment is sealed and the next one begun.
 //!
 //! Invariant: a segment is sealed, and that on stable storage, before the next one is begun. So a
 //! sync of the last segment makes everything before it durable too. The first operation that fails
 //! ends the thread; what was there stays as it is.
-//! A crash leaves one unsealed segment, with at most a torn tail, and perhaps a `.part`.
+//! A crash leaves one unsealed segment, whose tail may be torn, incomplete, or never written at all (it reads as zeros),
+//! and perhaps a `.part`.
 
 use std::io::{self, IoSlice};
 use std::panic::{self, AssertUnwindSafe};
@@ -16,14 +17,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::catalog::segment_path;
+use super::draft::Draft;
 use super::seal::Sealing;
 use super::segment::Segment;
-use super::sequencer::{Pending, Sequencer, Work};
-use crate::bounds::{BLOCK, SECTOR};
+use super::sequencer::{Sequencer, Work};
+use crate::bounds::{BLOCK, FRAMES_UNDER_WAY_MAX, RESERVED_SHARE, SEGMENT_RECORDS_MAX};
+use crate::buffer::Memory;
 use crate::error::JournalError;
-use crate::format::{FrameHeader, HEADER_LEN, Kind, Record, SegmentHeader, table_len};
+use crate::format::{FrameHeader, HEADER_LEN, Kind, SegmentHeader};
 use crate::harbor::shared::Shared;
-use crate::point::{PointId, Seq};
+use crate::point::PointId;
+use crate::storage::append::{Appender, Parts};
 use crate::storage::replace::{part_of, put_in_place, remove_if_there};
 use crate::storage::{OpenMode, StorageFile};
 
@@ -33,6 +37,7 @@ pub(crate) struct Writer {
     shared: Arc<Shared>,
     sequencer: Arc<Sequencer>,
     active: Active,
+    appender: Appender<Draft>,
 }
 
 /// The segment that is written to.
@@ -42,6 +47,7 @@ struct Active {
     file: Arc<dyn StorageFile>,
     hasher: blake3::Hasher,
     sealing: Sealing,
+    records: usize,
 }
 
 type Step<T> = Result<T, JournalError>;
@@ -63,6 +69,7 @@ impl Writer {
             shared,
             sequencer,
             active,
+            appender: Appender::new(FRAMES_UNDER_WAY_MAX),
         })
     }
 
@@ -90,69 +97,63 @@ impl Writer {
     fn work(&mut self) -> Step<()> {
         loop {
             match self.sequencer.next_work() {
-                Work::Write(batch) => self.write(batch)?,
+                Work::Write(draft) => self.write(draft)?,
+                Work::Settle => self.settle()?,
                 Work::Sync => self.sync()?,
                 Work::End => return self.seal(),
             }
         }
     }
 
-    fn write(&mut self, mut batch: Vec<Pending>) -> Step<()> {
-        let mut length = place(&mut batch, self.active.sealing.end);
-        let begun = self.active.sealing.end > HEADER_LEN as u64;
-        if begun && self.active.sealing.end + length > self.shared.options.segment_bytes {
+    fn write(&mut self, mut draft: Draft) -> Step<()> {
+        let length = draft.length();
+        let end = self.active.sealing.end + length;
+        let full = end > self.shared.options.segment_bytes
+            || self.active.records + draft.records.len() > SEGMENT_RECORDS_MAX;
+        if full && self.active.records > 0 {
             self.seal()?;
             self.active = begin_segment(&self.shared)?;
-            length = place(&mut batch, self.active.sealing.end);
         }
-        self.write_frame(&batch, length)?;
-        let records: Vec<Record> = batch.iter().map(|pending| pending.record).collect();
-        self.active.segment.publish(&records);
-        if let Some(last) = records.last() {
-            self.sequencer.written(last.seq, length);
-        }
-        Ok(())
-    }
-
-    fn write_frame(&mut self, batch: &[Pending], length: u64) -> Step<()> {
         let active = &mut self.active;
-        let records: Vec<Record> = batch.iter().map(|pending| pending.record).collect();
         let header = FrameHeader {
-            records: records.len(),
+            records: draft.records.len(),
             salt: active.sealing.salt,
             segment: active.segment.number,
             position: active.sealing.end,
             length,
-            first_seq: records.first().map_or(Seq(0), |record| record.seq),
+            first_seq: draft.first_seq(),
         };
-        let table = header.encode(&records);
-        let mut parts = vec![IoSlice::new(&table)];
-        let payloads = batch.iter().map(|pending| pending.payload.padded());
-        parts.extend(payloads.filter(|bytes| !bytes.is_empty()).map(IoSlice::new));
-        let used: u64 = parts.iter().map(|part| part.len() as u64).sum();
-        let padding = [0; BLOCK];
-        let padding = padding.get(..(length - used) as usize).unwrap_or_default();
-        parts.push(IoSlice::new(padding));
-        for part in &parts {
-            active.hasher.update(part);
+        let (records, oldest) = (draft.place(&header), draft.since);
+        for part in draft.parts() {
+            active.hasher.update(&part);
         }
-        let path = &active.segment.path;
-        active
-            .file
-            .write_at(&parts, active.sealing.end)
-            .map_err(failed("write", path))?;
+        self.appender
+            .write(&active.file, draft, header.position)
+            .map_err(failed("write", &active.segment.path))?;
         active.sealing.end += length;
+        active.records += records.len();
         for record in &records {
             active.sealing.last_time = record.time;
             if record.kind == Kind::Point {
                 active.sealing.next_point = PointId(record.offset + 1);
             }
         }
+        active.segment.publish(&records);
+        if let Some(last) = records.last() {
+            self.sequencer.written(last.seq, length, oldest);
+        }
         Ok(())
+    }
+
+    /// Waits for the writes under way.
+    fn settle(&mut self) -> Step<()> {
+        let path = &self.active.segment.path;
+        self.appender.finish().map_err(failed("write", path))
     }
 
     fn sync(&mut self) -> Step<()> {
         let begin = Instant::now();
+        self.settle()?;
         self.active
             .file
             .sync()
@@ -167,6 +168,7 @@ impl Writer {
     }
 
     fn seal(&mut self) -> Step<()> {
+        self.settle()?;
         let active = &mut self.active;
         let segment = &active.segment;
         let footer = active
@@ -187,20 +189,18 @@ impl Writer {
     }
 }
 
-/// Gives every payload its place in a frame at `position`, and its checksum; returns the frame's
-/// length.
-fn place(batch: &mut [Pending], position: u64) -> u64 {
-    let mut at = position + table_len(batch.len()) as u64;
-    for Pending { record, payload } in batch {
-        let len = payload.len();
-        if len > 0 {
-            record.payload_position = at;
-            record.payload_length = len as u32;
-            record.payload_crc = crc32c::crc32c(payload.as_ref());
-            at += len.next_multiple_of(SECTOR) as u64;
-        }
+/// Reserves the room of a segment, but never most of what is left: a journal that still fits must not fail for it.
+fn reserve(shared: &Shared, file: &dyn StorageFile, dir: &Path) -> io::Result<()> {
+    let options = &shared.options;
+    let share = options.storage.space(dir)?.free / RESERVED_SHARE;
+    let room = options.segment_bytes.min(share) / BLOCK as u64 * BLOCK as u64;
+    if room <= HEADER_LEN as u64 {
+        return Ok(());
     }
-    at.next_multiple_of(BLOCK as u64) - position
+    match file.preallocate(room) {
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(()),
+        other => other,
+    }
 }
 
 /// Makes the next segment: written under another name, synced, renamed, its directory synced.
@@ -223,8 +223,12 @@ fn begin_segment(shared: &Shared) -> Step<Active> {
     let bytes = header.encode();
     let part = part_of(&path);
     remove_if_there(storage, &part).map_err(create)?;
-    let file = storage.open(&part, OpenMode::New).map_err(create)?;
-    file.write_at(&[IoSlice::new(&bytes)], 0).map_err(create)?;
+    let file = storage.open(&part, OpenMode::NewDirect).map_err(create)?;
+    reserve(shared, &*file, &dir).map_err(create)?;
+    let mut block = Memory::zeroed(HEADER_LEN);
+    block.get_mut().copy_from_slice(&bytes);
+    file.write_at(&[IoSlice::new(block.get())], 0)
+        .map_err(create)?;
     file.sync().map_err(create)?;
     put_in_place(storage, &part, &path).map_err(create)?;
 
@@ -248,6 +252,7 @@ fn begin_segment(shared: &Shared) -> Step<Active> {
         file,
         hasher,
         sealing,
+        records: 0,
     })
 }
 

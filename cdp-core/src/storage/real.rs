@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -38,7 +39,10 @@ impl Storage for RealStorage {
         }
         let file = options.open(path)?;
         let direct = mode == OpenMode::NewDirect && make_direct(&file);
-        Ok(Arc::new(RealFile { file, direct }))
+        Ok(Arc::new(RealFile {
+            file,
+            direct: AtomicBool::new(direct),
+        }))
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
@@ -108,7 +112,19 @@ fn make_direct(file: &File) -> bool {
 struct RealFile {
     file: File,
     /// Past the page cache: for writes in whole blocks only.
-    direct: bool,
+    direct: AtomicBool,
+}
+
+impl RealFile {
+    /// Goes on through the page cache; false if that is how it went.
+    fn end_direct(&self) -> io::Result<bool> {
+        if !self.direct.swap(false, Ordering::AcqRel) {
+            return Ok(false);
+        }
+        tracing::debug!("direct writes are refused: the page cache is used");
+        rustix::fs::fcntl_setfl(&self.file, OFlags::RDWR)?;
+        Ok(true)
+    }
 }
 
 impl StorageFile for RealFile {
@@ -135,6 +151,8 @@ impl StorageFile for RealFile {
                     IoSlice::advance_slices(&mut rest, written);
                 }
                 Err(Errno::INTR) => {}
+                // The file system or its disk wants it otherwise aligned, or not at all.
+                Err(Errno::INVAL) if self.end_direct()? => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
@@ -153,7 +171,8 @@ impl StorageFile for RealFile {
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.direct.then(|| self.file.as_fd())
+        let direct = self.direct.load(Ordering::Acquire);
+        direct.then(|| self.file.as_fd())
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::thread;
 
-use cdp_core::{AckRule, Options, VolumeId};
+use cdp_core::{Ack, AckRule, Options, VolumeId};
 
 use crate::harness::{KIB, machine, segments};
 
@@ -24,7 +24,10 @@ fn an_acknowledged_write_is_in_the_file() {
                     let mark = format!("thread {thread} has written {number:04}");
                     let mut buf = volume.buffer(mark.len()).unwrap();
                     buf.as_mut().copy_from_slice(mark.as_bytes());
-                    let seq = volume.write(0, buf).unwrap();
+                    let Ack::Durable(seq) = volume.write(0, buf).unwrap() else {
+                        panic!("acknowledged before it is durable");
+                    };
+                    volume.wait(Ack::Durable(seq)).unwrap();
                     assert!(recorder.stats().durable >= seq);
                     let file = fs::read(path).unwrap();
                     let found = file

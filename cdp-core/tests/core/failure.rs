@@ -35,7 +35,7 @@ fn fail_and_open_again(fault: Fault, ack_rule: AckRule) {
     let volume = machine.recorder.volume(VolumeId(0)).unwrap();
     let mut buf = volume.buffer(4096).unwrap();
     buf.as_mut().fill(2);
-    let taken = volume.write(0, buf);
+    let taken = volume.write(0, buf).and_then(|ack| volume.wait(ack));
     assert_eq!(
         taken.is_ok(),
         ack_rule == AckRule::Buffered,
@@ -180,7 +180,7 @@ fn a_failed_journal_is_put_right_in_place() {
     let good = machine.recorder.point(Grade::Crash, None).unwrap();
     storage.inject(Fault::Write {
         after: 0,
-        torn: 700,
+        torn: 400,
         errno: ENOSPC,
     });
     machine.write(0, 0, b"lost");

@@ -94,7 +94,8 @@ pub(crate) fn write(recorder: &Recorder, volume: u16, offset: u64, data: &[u8]) 
     let volume = recorder.volume(VolumeId(volume)).unwrap();
     let mut buf = volume.buffer(data.len()).unwrap();
     buf.as_mut().copy_from_slice(data);
-    volume.write(offset, buf).unwrap();
+    let ack = volume.write(offset, buf).unwrap();
+    volume.wait(ack).unwrap();
 }
 
 /// What a machine's volumes hold, and held at each point.
@@ -127,7 +128,8 @@ impl Model {
         match chance.below(12) {
             0 => {
                 volume[range].fill(0);
-                handle.zero(offset, len).unwrap();
+                let ack = handle.zero(offset, len).unwrap();
+                handle.wait(ack).unwrap();
             }
             1 => {
                 let data = vec![chance.below(256) as u8; len as usize];
@@ -215,6 +217,14 @@ pub(crate) fn segments(dir: &Path) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     paths
+}
+
+/// Returns a segment's bytes without the room behind its last frame that was never written.
+pub(crate) fn written(path: &Path) -> Vec<u8> {
+    let mut bytes = fs::read(path).unwrap();
+    let last = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes.truncate((last + 1).next_multiple_of(4096));
+    bytes
 }
 
 /// Runs `qemu-img`; none, said aloud, where there is none.

@@ -16,6 +16,8 @@ const DIR: &str = "/harbor";
 fn options(storage: &SimulatedStorage) -> Options {
     Options {
         storage: Arc::new(storage.clone()),
+        // Reserved in memory here.
+        segment_bytes: 512 * KIB,
         ..Options::default()
     }
 }

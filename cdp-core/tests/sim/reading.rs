@@ -120,7 +120,7 @@ impl World {
         if self.chance.once_in(3) {
             self.guest_writes()?;
         }
-        let seq = Seq(base.seq);
+        let (seq, content) = (Seq(base.seq), base.content.clone());
         let is_known = |known: &Base| known.volume == volume && known.seq == base.seq;
         if !self.history.bases.iter().any(is_known) {
             self.history.bases.push(base);
@@ -136,6 +136,8 @@ impl World {
                 .find(|b| b.volume == volume && b.seq == seq.0)
         {
             base.is_promised = true;
+            // A seed that is made again after a crash may have the number of the one before, and takes its place.
+            base.content = content;
         }
         finished.map(|_| ())
     }

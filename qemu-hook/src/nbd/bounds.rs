@@ -7,6 +7,9 @@ use std::time::Duration;
 /// The largest read or write we take or send, in bytes; also advertised as the maximum block size.
 pub const REQUEST_MAX: u32 = 32 << 20;
 
+/// How much a tap reads ahead of the request it looks at, in bytes.
+pub const READ_AHEAD: usize = 128 << 10;
+
 /// The block size we advertise as preferred, in bytes.
 pub const BLOCK_PREFERRED: u32 = 4096;
 

@@ -99,10 +99,14 @@ impl TapStats {
         self.consumed.store(consumed, Ordering::Release);
     }
 
-    /// Notes that a request ends with the last byte read.
-    pub(super) fn receive(&self) {
-        let consumed = self.consumed.load(Ordering::Relaxed);
-        self.received.store(consumed, Ordering::Release);
+    /// Notes that the requests up to byte `through` of all that came were read as a whole.
+    pub(super) fn receive(&self, through: u64) {
+        self.received.store(through, Ordering::Release);
+    }
+
+    /// Notes that the requests up to byte `through` of all that came are answered.
+    pub(super) fn answer(&self, through: u64) {
+        self.answered.fetch_max(through, Ordering::AcqRel);
     }
 
     /// Notes that everything read is answered, or never will be.

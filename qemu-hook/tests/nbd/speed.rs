@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use qemu_hook::nbd::{Extent, ExtentKind, NbdClient, NbdError, Piece};
-use qemu_hook::sink::{SinkClosed, WriteSink};
+use qemu_hook::sink::{Ack, SinkClosed, WriteSink};
 use qemu_hook::tap::{TapConfig, spawn_tap};
 use serde_json::Value;
 
@@ -24,12 +24,12 @@ impl WriteSink for Nothing {
         Ok(vec![0; len])
     }
 
-    fn write(&self, _offset: u64, _data: Vec<u8>) -> Result<(), SinkClosed> {
-        Ok(())
+    fn write(&self, _offset: u64, _data: Vec<u8>) -> Result<Ack, SinkClosed> {
+        Ok(Ack::Now)
     }
 
-    fn zero(&self, _offset: u64, _len: u64) -> Result<(), SinkClosed> {
-        Ok(())
+    fn zero(&self, _offset: u64, _len: u64) -> Result<Ack, SinkClosed> {
+        Ok(Ack::Now)
     }
 }
 

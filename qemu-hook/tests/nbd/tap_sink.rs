@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use qemu_hook::sink::{SinkClosed, WriteSink};
+use qemu_hook::sink::{Ack, SinkClosed, WriteSink};
 
 /// One write as the sink took it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,11 +82,11 @@ impl WriteSink for Kept {
         Ok(vec![0xee; len])
     }
 
-    fn write(&self, offset: u64, data: Vec<u8>) -> Result<(), SinkClosed> {
-        self.take(Taken::Data(offset, data))
+    fn write(&self, offset: u64, data: Vec<u8>) -> Result<Ack, SinkClosed> {
+        self.take(Taken::Data(offset, data)).map(|()| Ack::Now)
     }
 
-    fn zero(&self, offset: u64, len: u64) -> Result<(), SinkClosed> {
-        self.take(Taken::Zero(offset, len))
+    fn zero(&self, offset: u64, len: u64) -> Result<Ack, SinkClosed> {
+        self.take(Taken::Zero(offset, len)).map(|()| Ack::Now)
     }
 }

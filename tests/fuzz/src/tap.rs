@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use qemu_hook::sink::{SinkClosed, WriteSink};
+use qemu_hook::sink::{Ack, SinkClosed, WriteSink};
 use qemu_hook::tap::{TapConfig, TapEnd, spawn_tap};
 
 const SIZE: u64 = 8 << 20;
@@ -33,19 +33,21 @@ impl Counting {
 impl WriteSink for Counting {
     type Buffer = Vec<u8>;
 
+    const COPY_BELOW: usize = 4096;
+
     fn buffer(&self, len: usize) -> Result<Vec<u8>, SinkClosed> {
         assert!(len as u64 <= SIZE, "memory for a write beyond the volume");
         Ok(vec![0; len])
     }
 
-    fn write(&self, offset: u64, data: Vec<u8>) -> Result<(), SinkClosed> {
+    fn write(&self, offset: u64, data: Vec<u8>) -> Result<Ack, SinkClosed> {
         self.take(offset, data.len() as u64);
-        Ok(())
+        Ok(Ack::Now)
     }
 
-    fn zero(&self, offset: u64, len: u64) -> Result<(), SinkClosed> {
+    fn zero(&self, offset: u64, len: u64) -> Result<Ack, SinkClosed> {
         self.take(offset, len);
-        Ok(())
+        Ok(Ack::Now)
     }
 }
 

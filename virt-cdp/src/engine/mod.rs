@@ -52,6 +52,7 @@ mod calls;
 
 pub use calls::{EngineHandle, open};
 pub(crate) use quiesce::watch::run as watch_freeze;
+pub use sink::RecorderSink;
 
 use std::{
     collections::BTreeMap,
