@@ -273,7 +273,15 @@ impl Drop for Guest {
             return;
         }
         self.try_virsh(&["destroy", &self.name]);
-        self.try_virsh(&["undefine", &self.name, "--nvram", "--managed-save"]);
+        let undefine = [
+            "undefine",
+            &self.name,
+            "--nvram",
+            "--managed-save",
+            "--checkpoints-metadata",
+            "--snapshots-metadata",
+        ];
+        self.try_virsh(&undefine);
         if let Some(dir) = &self.dir {
             let _ = fs::remove_dir_all(dir);
         }
