@@ -208,7 +208,9 @@ fn a_freeze_that_comes_too_late_is_thawed_and_so_is_one_whose_daemon_was_killed(
     no_gaps(&daemon, &name);
 
     // The daemon is killed while the agent is about to freeze: the watch that was started beside sees it.
-    let frozen_by = |daemon: &mut Daemon, watch_too: bool| {
+    let of_ours = format!("thaw-watch {}", marker.display());
+    // A freeze that is with the agent, and the watch over it: an agent that is busy with the one before refuses.
+    let try_freeze = |daemon: &Daemon| {
         let call = {
             let (socket, name) = (daemon.socket(), name.clone());
             thread::spawn(move || {
@@ -220,26 +222,25 @@ fn a_freeze_that_comes_too_late_is_thawed_and_so_is_one_whose_daemon_was_killed(
                 )
             })
         };
-        let some = || {
-            if owed() == 0 {
-                Err("none".into())
-            } else {
-                Ok(())
-            }
-        };
-        wait_for("the marker is written", Duration::from_secs(20), some);
-        let of_ours = format!("thaw-watch {}", marker.display());
-        let watch = wait_for("the watch runs", Duration::from_secs(4), || {
-            let found = virt_cdp_tests::run("pgrep", &["-f", &of_ours]).out;
-            match found.trim() {
-                "" => Err("none".into()),
-                pid => Ok(pid.to_owned()),
-            }
+        let give_up = Instant::now() + Duration::from_secs(10);
+        while owed() == 0 && !call.is_finished() && Instant::now() < give_up {
+            thread::sleep(Duration::from_millis(20));
+        }
+        thread::sleep(Duration::from_millis(700));
+        let found = virt_cdp_tests::run("pgrep", &["-f", &of_ours]).out;
+        let watch = found.trim().to_owned();
+        let open = virt_cdp_tests::run("ls", &["-l", &format!("/proc/{watch}/fd")]);
+        if owed() == 1 && !watch.is_empty() && open.ok && !call.is_finished() {
+            return Ok((call, watch, open.out));
+        }
+        let ran = call.join().expect("it ends");
+        Err(format!("{}{}", ran.out, ran.err))
+    };
+    let frozen_by = |daemon: &mut Daemon, watch_too: bool| {
+        let (call, watch, open) = wait_for("a freeze", Duration::from_secs(60), || {
+            try_freeze(daemon).inspect_err(|why| eprintln!("no freeze yet: {why}"))
         });
         let watch = watch.as_str();
-        // So that the freeze is with the agent.
-        thread::sleep(Duration::from_millis(700));
-        let open = must("ls", &["-l", &format!("/proc/{watch}/fd")]);
         assert!(
             open.lines().filter(|line| line.contains("socket:")).count() == 0,
             "the watch holds no tap: {open}"
