@@ -15,6 +15,8 @@ pub mod libvirtd;
 
 pub mod proof;
 
+pub mod random;
+
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},

@@ -20,19 +20,22 @@ pub fn newest_kept_equals(daemon: &Daemon, guest: &Guest, machine: &str) {
     let disks = guest.disks();
     assert_eq!(shown.len(), disks.len(), "{shown:?} {disks:?}");
     for (target, image) in disks {
-        let about: Value =
-            serde_json::from_str(&must("qemu-img", &["info", "-U", "--output=json", &image]))
-                .expect("JSON");
-        let format = about["format"].as_str().expect("a format");
-        let uri = shown.get(&target).expect("its volume");
-        let size = must("nbdinfo", &["--size", uri]);
-        assert_eq!(size.trim(), about["virtual-size"].to_string(), "{target}");
-        must(
-            "qemu-img",
-            &["compare", "-U", "-f", format, "-F", "raw", &image, uri],
-        );
+        same_content(&image, shown.get(&target).expect("its volume"));
     }
     daemon.ok(&["view-close", view["id"].as_str().expect("an id")]);
+}
+
+/// An image, which may be in use, and an export have the same length and the same content.
+pub fn same_content(image: &str, uri: &str) {
+    let about = must("qemu-img", &["info", "-U", "--output=json", image]);
+    let about: Value = serde_json::from_str(&about).expect("JSON");
+    let format = about["format"].as_str().expect("a format");
+    let size = must("nbdinfo", &["--size", uri]);
+    assert_eq!(size.trim(), about["virtual-size"].to_string(), "{image}");
+    must(
+        "qemu-img",
+        &["compare", "-U", "-f", format, "-F", "raw", image, uri],
+    );
 }
 
 /// Length and hash of every volume at a point, by target.

@@ -6,10 +6,11 @@ use std::{
 };
 
 use virt_cdp_tests::{
-    HangingFs, daemon::Daemon, guest::Guest, must, needs_libvirt, run, unique, wait_for,
+    HangingFs, daemon::Daemon, guest::Guest, must, needs_libvirt, proof::newest_equals, run,
+    unique, wait_for,
 };
 
-use crate::restart::{longest_ms, same_as_live};
+use crate::restart::longest_ms;
 
 const SOON: Duration = Duration::from_secs(60);
 /// The bypass deadline and what is allowed on top of it, in ms.
@@ -99,7 +100,7 @@ fn a_stopped_daemon_holds_the_guest_up_no_longer_than_the_deadline() {
         }
     });
     daemon.wait_state(&name, "protected", SOON);
-    same_as_live(&daemon, &guest, &name);
+    newest_equals(&daemon, &guest, &name);
     let points = daemon.json(&["point-list", &name]);
     assert!(
         points
@@ -161,7 +162,7 @@ fn an_upgrade_takes_the_taps_over_and_makes_no_gap() {
     assert!(longest < BOUND_MS, "{longest} ms");
     assert_eq!(gaps(&daemon, &name), gaps_before);
     assert!(jobs().contains("mirror"));
-    same_as_live(&daemon, &guest, &name);
+    newest_equals(&daemon, &guest, &name);
 
     // A configuration that is wrong keeps the daemon as it is.
     let config = daemon.dir.join("virtcdpd.toml");
@@ -203,7 +204,7 @@ fn a_disk_that_hangs_is_an_overload_and_no_burden_to_the_guest() {
     daemon.wait_state(&name, "protected", SOON);
     let reasons = gaps(&daemon, &name);
     assert!(reasons.iter().any(|gap| gap == "overload"), "{reasons:?}");
-    same_as_live(&daemon, &guest, &name);
+    newest_equals(&daemon, &guest, &name);
     let points = daemon.json(&["point-list", &name]);
     assert!(
         points

@@ -18,6 +18,7 @@ use virt_cdp_tests::{
     daemon::Daemon,
     nbd::{self, Writer, Written},
     needs,
+    random::Random,
     storage_daemon::StorageDaemon,
     unique,
 };
@@ -29,18 +30,6 @@ const DEPTH: usize = 16;
 const POINTS: usize = 100;
 /// Long enough for one point a second.
 const RUN: Duration = Duration::from_secs(POINTS as u64 + 6);
-
-/// A random sequence from a seed (xorshift64*).
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % bound
-    }
-}
 
 /// A sector says which write it belongs to, and where in it.
 fn payload(id: u64, len: u64) -> Vec<u8> {

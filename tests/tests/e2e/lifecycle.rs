@@ -4,37 +4,23 @@ use std::time::Duration;
 
 use qemu_hook::qmp::QmpSocket;
 use virt_cdp_tests::{
-    daemon::Daemon, guest::Guest, must, needs, needs_libvirt, run, storage_daemon::StorageDaemon,
+    daemon::Daemon,
+    guest::Guest,
+    must, needs, needs_libvirt,
+    proof::{newest_equals, newest_kept_equals},
+    run,
+    storage_daemon::StorageDaemon,
     unique, wait_for,
 };
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// The newest point shows the disk byte for byte as its image file has it. The guest must not write.
-fn newest_equals(daemon: &Daemon, guest: &Guest, name: &str) {
+/// A point that was made by itself shows the disk as it is. The guest must not write.
+fn last_equals(daemon: &Daemon, guest: &Guest, name: &str) {
     if guest.state() == "running" {
         guest.flush();
     }
-    let view = daemon.json(&["view-open", name, "--at", "latest"]);
-    for (at, volume) in view["volumes"]
-        .as_array()
-        .expect("volumes")
-        .iter()
-        .enumerate()
-    {
-        let image = guest.image(at).display().to_string();
-        let format = if image.ends_with("qcow2") {
-            "qcow2"
-        } else {
-            "raw"
-        };
-        let uri = volume["uri"].as_str().expect("a URI");
-        must(
-            "qemu-img",
-            &["compare", "-U", "-f", format, "-F", "raw", &image, uri],
-        );
-    }
-    daemon.ok(&["view-close", view["id"].as_str().expect("an id")]);
+    newest_kept_equals(daemon, guest, name);
 }
 
 fn points(daemon: &Daemon, name: &str) -> u64 {
@@ -77,7 +63,7 @@ fn reboot_keeps_the_tap_and_shutdown_and_start_bring_protection_back() {
     guest.wait_off();
     daemon.wait_state(&name, "off", SOON);
     assert!(points(&daemon, &name) >= before);
-    newest_equals(&daemon, &guest, &name);
+    last_equals(&daemon, &guest, &name);
 
     // Written to while it is off: nobody could see that, the resync has to find it.
     let image = guest.image(1).display().to_string();
@@ -87,7 +73,7 @@ fn reboot_keeps_the_tap_and_shutdown_and_start_bring_protection_back() {
     );
     guest.boot();
     daemon.wait_state(&name, "protected", SOON);
-    newest_equals(&daemon, &guest, &name);
+    last_equals(&daemon, &guest, &name);
     let info = daemon.json(&["info", &name]);
     let gaps = info["gaps"].as_array().expect("gaps");
     assert!(
@@ -118,7 +104,7 @@ fn reboot_keeps_the_tap_and_shutdown_and_start_bring_protection_back() {
     // QEMU dies under the guest.
     guest.virsh(&["destroy", &name]);
     daemon.wait_state(&name, "off", SOON);
-    newest_equals(&daemon, &guest, &name);
+    last_equals(&daemon, &guest, &name);
 }
 
 #[test]
@@ -151,7 +137,7 @@ fn suspend_resume_unprotect_and_protect_again_keep_the_history() {
     guest.sh("echo second | dd of=/dev/vda bs=512 conv=sync oflag=direct");
     daemon.ok(&["resume", &name]);
     daemon.wait_state(&name, "protected", SOON);
-    newest_equals(&daemon, &guest, &name);
+    last_equals(&daemon, &guest, &name);
 
     daemon.ok(&["unprotect", &name]);
     assert_eq!(daemon.json(&["info", &name])["state"], "unprotected");
@@ -170,7 +156,7 @@ fn suspend_resume_unprotect_and_protect_again_keep_the_history() {
     );
     guest.sh("echo third | dd of=/dev/vda bs=512 conv=sync oflag=direct");
     daemon.ok(&["protect", &name]);
-    newest_equals(&daemon, &guest, &name);
+    last_equals(&daemon, &guest, &name);
 
     let view = daemon.json(&["view-open", &name, "--at", &first["id"].to_string()]);
     let uri = view["volumes"][0]["uri"].as_str().expect("a URI");
@@ -256,14 +242,7 @@ fn a_mirror_that_somebody_cancels_is_noticed_and_replaced() {
         .count();
     assert_eq!(inside, 0, "no point of the gap is offered: {offered}");
     std::thread::sleep(Duration::from_secs(6));
-    newest_equals_after_point(&daemon, &guest, &name);
-}
-
-/// As [`newest_equals`], of a point made now.
-fn newest_equals_after_point(daemon: &Daemon, guest: &Guest, name: &str) {
-    guest.flush();
-    daemon.ok(&["point-create", name]);
-    newest_equals(daemon, guest, name);
+    newest_equals(&daemon, &guest, &name);
 }
 
 #[test]

@@ -5,22 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use virt_cdp_tests::{daemon::Daemon, guest::Guest, must, needs_libvirt, run, unique, wait_for};
+use virt_cdp_tests::{
+    daemon::Daemon, guest::Guest, must, needs_libvirt, proof::newest_equals, run, unique, wait_for,
+};
 
 const SOON: Duration = Duration::from_secs(60);
-
-pub(crate) fn same_as_live(daemon: &Daemon, guest: &Guest, name: &str) {
-    guest.flush();
-    daemon.ok(&["point-create", name]);
-    let view = daemon.json(&["view-open", name, "--at", "latest"]);
-    let image = guest.image(0).display().to_string();
-    let uri = view["volumes"][0]["uri"].as_str().expect("a URI");
-    must(
-        "qemu-img",
-        &["compare", "-U", "-f", "qcow2", "-F", "raw", &image, uri],
-    );
-    daemon.ok(&["view-close", view["id"].as_str().expect("an id")]);
-}
 
 /// The longest single write of a guest's load, in ms, as `wload` prints it.
 pub(crate) fn longest_ms(out: &str) -> u64 {
@@ -57,7 +46,7 @@ fn killed_during_the_seed_it_seeds_again() {
         longest_ms(&out)
     );
     daemon.wait_state(&name, "protected", SOON);
-    same_as_live(&daemon, &guest, &name);
+    newest_equals(&daemon, &guest, &name);
     assert_eq!(
         daemon.json(&["status"])["problems"]
             .as_array()
@@ -92,7 +81,7 @@ fn killed_during_writes_old_points_stay_right_and_protection_returns() {
     }
     let out = load.join().expect("the guest's load went well");
     eprintln!("longest write over three crashes: {} ms", longest_ms(&out));
-    same_as_live(&daemon, &guest, &name);
+    newest_equals(&daemon, &guest, &name);
 
     // The old point: eight MiB of A, nothing else.
     let dir = daemon.dir.join("export");
@@ -244,5 +233,5 @@ fn a_clean_stop_detaches_and_a_second_daemon_is_refused() {
     guest.sh("dd if=/dev/urandom of=/dev/vda bs=4k count=10 oflag=direct");
     daemon.start_again();
     daemon.wait_state(&name, "protected", SOON);
-    same_as_live(&daemon, &guest, &name);
+    newest_equals(&daemon, &guest, &name);
 }

@@ -1,73 +1,25 @@
 //! A resync reads what is in doubt and no more, and is exact; a bitmap that cannot be trusted is not.
 
-use std::{collections::BTreeSet, fs, path::Path, thread, time::Duration};
+use std::{collections::BTreeSet, fs, thread, time::Duration};
 
 use qemu_hook::monitor::Monitor;
 use serde_json::Value;
 use virt_cdp_tests::{
-    daemon::Daemon, guest::Guest, must, nbd::Writer, needs, needs_libvirt, now_ns,
-    storage_daemon::StorageDaemon, unique, wait_for,
+    daemon::Daemon,
+    guest::Guest,
+    must,
+    nbd::Writer,
+    needs, needs_libvirt,
+    proof::{newest_equals, same_content},
+    random::Random,
+    storage_daemon::StorageDaemon,
+    unique, wait_for,
 };
 
 use crate::bitmaps::bitmaps;
 
 const SOON: Duration = Duration::from_secs(60);
 const GRANULE: u64 = 64 << 10;
-
-/// A random sequence from a seed (xorshift64*).
-struct Random(u64);
-
-impl Random {
-    fn new() -> Self {
-        let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
-        let seed = seed.unwrap_or(now_ns() as u64);
-        eprintln!("replay with SEED={seed}");
-        Self(seed | 1)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % bound
-    }
-}
-
-/// The newest point shows the disks as their images are. The guest must not write.
-fn exact(daemon: &Daemon, guest: &Guest, name: &str) {
-    guest.flush();
-    daemon.ok(&["point-create", name]);
-    let view = daemon.json(&["view-open", name, "--at", "latest"]);
-    for (at, volume) in view["volumes"]
-        .as_array()
-        .expect("volumes")
-        .iter()
-        .enumerate()
-    {
-        compare(&guest.image(at), volume);
-    }
-    daemon.ok(&["view-close", view["id"].as_str().expect("an id")]);
-}
-
-fn compare(image: &Path, volume: &Value) {
-    let info = must(
-        "qemu-img",
-        &[
-            "info",
-            "-U",
-            "--output=json",
-            image.to_str().expect("plain"),
-        ],
-    );
-    let info: Value = serde_json::from_str(&info).expect("JSON");
-    let format = info["format"].as_str().expect("a format");
-    let image = image.to_str().expect("plain");
-    let uri = volume["uri"].as_str().expect("a URI");
-    must(
-        "qemu-img",
-        &["compare", "-U", "-f", format, "-F", "raw", image, uri],
-    );
-}
 
 /// The images of a storage daemon that is ended for it are what the newest point shows.
 fn exact_at_the_end(daemon: &Daemon, storage: &mut StorageDaemon, name: &str) {
@@ -80,7 +32,8 @@ fn exact_at_the_end(daemon: &Daemon, storage: &mut StorageDaemon, name: &str) {
         .iter()
         .enumerate()
     {
-        compare(&storage.image(at), volume);
+        let uri = volume["uri"].as_str().expect("a URI");
+        same_content(storage.image(at).to_str().expect("a plain path"), uri);
     }
 }
 
@@ -107,7 +60,7 @@ fn after_a_kill_only_what_changed_is_read() {
     if !needs(&["qemu-storage-daemon", "qemu-img"]) {
         return;
     }
-    let mut random = Random::new();
+    let mut random = Random::from_env();
     let sizes = [256 << 20, 64 << 20];
     let mut storage = StorageDaemon::start(&[("qcow2", sizes[0]), ("raw", sizes[1])]);
     let mut daemon = Daemon::start_with("[capture]\nbitmap_interval = '1s'");
@@ -163,7 +116,7 @@ fn a_resync_that_is_cut_short_is_made_again() {
     if !needs(&["qemu-storage-daemon", "qemu-img"]) {
         return;
     }
-    let mut random = Random::new();
+    let mut random = Random::from_env();
     let mut storage = StorageDaemon::start(&[("qcow2", 512 << 20)]);
     let mut daemon = Daemon::start();
     let name = unique("cut");
@@ -196,7 +149,7 @@ fn killed_at_random_moments_no_mark_is_lost() {
     if !needs_libvirt() {
         return;
     }
-    let mut random = Random::new();
+    let mut random = Random::from_env();
     let name = unique("marks");
     let guest = Guest::start(&name, &[("qcow2", 64 << 20), ("raw", 64 << 20)]);
     // A rotation each second: what one takes aside is dropped when the next begins.
@@ -215,7 +168,7 @@ fn killed_at_random_moments_no_mark_is_lost() {
         }
     }
     guest.sh("while pidof wload >/dev/null; do sleep 0.2; done");
-    exact(&daemon, &guest, &name);
+    newest_equals(&daemon, &guest, &name);
 }
 
 #[test]
@@ -246,7 +199,7 @@ fn a_guest_that_was_off_is_not_read_again() {
         assert!(volume["read_bytes"].as_u64() <= Some(1 << 20), "{volume}");
     }
     guest.sh("dd if=/dev/urandom of=/dev/vda bs=64k count=9 oflag=direct; dd if=/dev/urandom of=/dev/vdb bs=64k count=9 oflag=direct");
-    exact(&daemon, &guest, &name);
+    newest_equals(&daemon, &guest, &name);
 
     off();
     let raw = guest.image(1).display().to_string();
@@ -266,7 +219,7 @@ fn a_guest_that_was_off_is_not_read_again() {
         "qemu-io marks what it writes: {volumes:?}"
     );
     assert_eq!(volumes[1]["how"], "whole", "{volumes:?}");
-    exact(&daemon, &guest, &name);
+    newest_equals(&daemon, &guest, &name);
 }
 
 #[test]
@@ -312,7 +265,7 @@ fn an_old_copy_put_back_is_found_out_and_compared_whole() {
     }
     let reason = volumes[0]["reason"].as_str().expect("a reason");
     assert!(reason.contains("older copy"), "{reason}");
-    exact(&daemon, &guest, &name);
+    newest_equals(&daemon, &guest, &name);
 }
 
 #[test]
@@ -340,7 +293,7 @@ fn an_inconsistent_bitmap_is_replaced_and_never_trusted() {
     assert_eq!(volumes[0]["how"], "whole", "{volumes:?}");
     let reason = volumes[0]["reason"].as_str().expect("a reason");
     assert!(reason.contains("inconsistent"), "{reason}");
-    exact(&daemon, &guest, &name);
+    newest_equals(&daemon, &guest, &name);
 
     daemon.kill();
     guest.sh("dd if=/dev/urandom of=/dev/vda bs=64k count=5 seek=300 oflag=direct");
@@ -350,5 +303,5 @@ fn an_inconsistent_bitmap_is_replaced_and_never_trusted() {
         volumes[0]["how"], "bitmap",
         "the one in its place is good: {volumes:?}"
     );
-    exact(&daemon, &guest, &name);
+    newest_equals(&daemon, &guest, &name);
 }

@@ -12,14 +12,11 @@ use std::{
 
 use serde_json::Value;
 use virt_cdp_tests::{
-    HangingFs, daemon::Daemon, epoch_ns, guest::Guest, must, nbd, needs_libvirt, now_ns, run,
-    unique, wait_for,
+    HangingFs, daemon::Daemon, epoch_ns, guest::Guest, must, nbd, needs_libvirt, now_ns,
+    proof::newest_equals, random::Random, run, unique, wait_for,
 };
 
-use crate::{
-    exactness::Random,
-    marks::{Log, judge},
-};
+use crate::marks::{Log, judge};
 
 /// The bypass deadline and what is allowed on top of it, in microseconds.
 const BOUND_US: u64 = 1_300_000;
@@ -312,18 +309,7 @@ fn a_soak_of_faults_leaves_the_guest_alone_and_the_history_right() {
     disks[1][..8192].fill(0);
     assert!(judge(&disks, SLOTS, time_ns(&late["time"]), &log).is_err());
 
-    guest.flush();
-    daemon.ok(&["point-create", &name]);
-    let view = daemon.json(&["view-open", &name, "--at", "latest"]);
-    for (at, format) in ["qcow2", "raw", "qcow2"].into_iter().enumerate() {
-        let image = guest.image(at).display().to_string();
-        let uri = view["volumes"][at]["uri"].as_str().expect("a URI");
-        must(
-            "qemu-img",
-            &["compare", "-U", "-f", format, "-F", "raw", &image, uri],
-        );
-    }
-    daemon.ok(&["view-close", view["id"].as_str().expect("an id")]);
+    newest_equals(&daemon, &guest, &name);
 }
 
 /// The content of the view's volume number `at`.

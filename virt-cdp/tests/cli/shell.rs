@@ -166,8 +166,11 @@ impl Typist {
             eprintln!("skipped: no /usr/bin/script");
             return None;
         }
+        // `script` has a shell start the command. One that stayed beside it would get the Ctrl-C as well, and dash then
+        // ends with 130, whatever the command's own status.
+        let run = concat!("exec ", env!("CARGO_BIN_EXE_virt-cdp"));
         let mut command = std::process::Command::new("script");
-        command.args(["-qefc", env!("CARGO_BIN_EXE_virt-cdp"), "/dev/null"]);
+        command.args(["-qefc", run, "/dev/null"]);
         command
             .env("VIRT_CDP_URI", &stage.socket)
             .env("XDG_STATE_HOME", stage.dir.path());
