@@ -58,6 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     harbor.record_xml("<domain/>\n")?;
     recorder.open_gap(GapReason::TapLost, Timestamp(1_700_000_000_000_000_003))?;
     volume.zero(600, 100)?;
+    volume.announce(0..131_072);
     volume.resync_data(65_536, &[0x22; 512])?;
     volume.resync_zero(66_048, 512)?;
     recorder.close_gap()?;

@@ -238,6 +238,9 @@ pub enum Refused {
         /// Most bytes that are taken.
         max: usize,
     },
+    /// What was read of a live disk was not announced before it was read.
+    #[error("what was read was not announced before it was read")]
+    NotAnnounced,
 }
 
 impl From<Refused> for HarborError {
@@ -249,7 +252,9 @@ impl From<Refused> for HarborError {
                 len: len as u64,
                 max: max as u64,
             },
-            Refused::Closed | Refused::OutOfBounds { .. } => HarborError::RecordingClosed,
+            Refused::Closed | Refused::OutOfBounds { .. } | Refused::NotAnnounced => {
+                HarborError::RecordingClosed
+            }
         }
     }
 }

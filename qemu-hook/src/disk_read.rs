@@ -1,8 +1,10 @@
 //! Reading a live disk over NBD: all of it, or what a bitmap marks; of that only what may hold data.
 //!
-//! In windows of [`WINDOW`]: what the bitmap marks is asked for (or all is taken), then the block status of that;
-//! zeros are handed over as lengths, the rest is read with several requests in flight. Every byte of the
-//! disk, or every marked byte, is handed over exactly once.
+//! In windows of [`WINDOW`]: the window is announced, what the bitmap marks is asked for (or all is taken), then the
+//! block status of that; zeros are handed over as lengths, the rest is read with several requests in flight. Every byte
+//! of the disk, or every marked byte, is handed over exactly once.
+//!
+//! Invariant: what is handed over was asked for, and read, after its window was announced.
 
 use std::{ops::Range, os::unix::net::UnixStream};
 
@@ -38,7 +40,8 @@ pub enum ReadError<E> {
 /// Reads the export `name` behind `stream` from its first byte to its last.
 ///
 /// `progress` gets the bytes newly done, about every window of allocation and every read, and ends the
-/// reading by answering false. `take` gets an offset and a [`Piece`], in any order within a window.
+/// reading by answering false. `announce` gets each window before anything of it is read; `take` gets an offset and a
+/// [`Piece`], in any order within a window.
 ///
 /// # Errors
 /// [`ReadError`].
@@ -46,6 +49,7 @@ pub fn read_disk<E>(
     stream: UnixStream,
     name: &str,
     progress: impl Fn(u64) -> bool,
+    announce: impl Fn(Range<u64>),
     mut take: impl FnMut(u64, Piece<'_>) -> Result<(), E>,
 ) -> Result<(), ReadError<E>> {
     let mut client = NbdClient::connect(stream, name)?;
@@ -54,6 +58,7 @@ pub fn read_disk<E>(
     while at < size {
         let end = (at + WINDOW).min(size);
         let whole = at..end;
+        announce(whole.clone());
         read_parts(&mut client, &[whole], &progress, &mut take)?;
         at = end;
     }
@@ -72,6 +77,7 @@ pub fn read_marked<E>(
     name: &str,
     bitmap: &str,
     progress: impl Fn(u64) -> bool,
+    announce: impl Fn(Range<u64>),
     mut take: impl FnMut(u64, Piece<'_>) -> Result<(), E>,
 ) -> Result<(), ReadError<E>> {
     let context = format!("qemu:dirty-bitmap:{bitmap}");
@@ -82,6 +88,7 @@ pub fn read_marked<E>(
     let mut start = 0;
     while start < size {
         let end = (start + WINDOW).min(size);
+        announce(start..end);
         let mut at = start;
         let mut marked = Vec::new();
         for extent in client.context_extents(&context, start, end - start)? {

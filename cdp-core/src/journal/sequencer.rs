@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::age::Ages;
 use super::draft::{Draft, Payload, record_cost};
-use super::touched::Touched;
+use super::touched::Window;
 use crate::bounds::FRAME_LINGER;
 use crate::buffer::{Budget, Room};
 use crate::clock::{Clock, Timestamp};
@@ -88,7 +88,8 @@ struct Line {
     next_point: PointId,
     open_gap: Option<(Timestamp, GapReason)>,
     written_since_point: bool,
-    touched: HashMap<VolumeId, Touched>,
+    /// What a resync reads at the moment.
+    windows: HashMap<VolumeId, Window>,
     /// Frames in order; records are added to the last.
     waiting: VecDeque<Draft>,
     /// The first and the last record that somebody waits for to be on stable storage.
@@ -148,7 +149,7 @@ impl Sequencer {
             next_point: start.next_point,
             open_gap: start.open_gap,
             written_since_point: start.written_since_point,
-            touched: HashMap::new(),
+            windows: HashMap::new(),
             waiting: VecDeque::new(),
             wanted: None,
             written: start.last_seq,
@@ -361,12 +362,13 @@ impl Sequencer {
         Ok(seq)
     }
 
-    /// Starts or stops to remember what the stream writes to a volume.
-    pub(crate) fn remember(&self, volume: VolumeId, remember: Option<Touched>) {
+    /// Begins to remember what the stream writes to a part of a volume that is about to be read, instead of the one
+    /// before; none: stops.
+    pub(crate) fn remember(&self, volume: VolumeId, window: Option<Window>) {
         let mut line = self.lock();
-        match remember {
-            Some(touched) => line.touched.insert(volume, touched),
-            None => line.touched.remove(&volume),
+        match window {
+            Some(window) => line.windows.insert(volume, window),
+            None => line.windows.remove(&volume),
         };
     }
 

@@ -1,8 +1,11 @@
-//! What the stream wrote of a volume since a resync began.
+//! What the stream wrote of a part of a volume since the reading of that part began.
+//!
+//! A resync announces each part before it reads it ([`Window`]). Nothing need be remembered from before: a write
+//! whose record was taken by then was on the disk by then, so what is read afterwards has it, or a later one.
 //!
 //! Whole clusters are kept as ranges, other whole sectors as the bits of their cluster, and what is
-//! left at unaligned edges as exact byte ranges. Memory: at most 48 bytes or so for each cluster
-//! that was written in part.
+//! left at unaligned edges as exact byte ranges. Memory: at most 48 bytes or so for each cluster of the window
+//! that was written in part, however large the volume is and however long the resync takes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -12,9 +15,37 @@ use crate::bounds::{CLUSTER, SECTOR};
 const CLUSTER_LEN: u64 = CLUSTER as u64;
 const SECTOR_LEN: u64 = SECTOR as u64;
 
+/// A part of a volume that is being read, and what the stream has written of it since that began.
+#[derive(Debug)]
+pub(crate) struct Window {
+    range: Range<u64>,
+    touched: Touched,
+}
+
+impl Window {
+    /// Makes the window of a part whose reading is about to begin.
+    pub(crate) fn new(range: Range<u64>) -> Window {
+        let touched = Touched::default();
+        Window { range, touched }
+    }
+
+    /// Remembers that the stream wrote `range`, as far as it lies within.
+    pub(crate) fn mark(&mut self, range: Range<u64>) {
+        self.touched
+            .mark(range.start.max(self.range.start)..range.end.min(self.range.end));
+    }
+
+    /// Returns the parts of `range` that the stream did not write, in order, neighbours apart; none if it does not lie
+    /// within.
+    pub(crate) fn untouched(&self, range: Range<u64>) -> Option<Vec<Range<u64>>> {
+        let is_within = self.range.start <= range.start && range.end <= self.range.end;
+        is_within.then(|| self.touched.untouched(range))
+    }
+}
+
 /// The bytes of a volume that were written.
 #[derive(Debug, Default)]
-pub(crate) struct Touched {
+struct Touched {
     clusters: Ranges,
     sectors: HashMap<u64, u128>,
     edges: Ranges,
@@ -22,7 +53,7 @@ pub(crate) struct Touched {
 
 impl Touched {
     /// Remembers that `range` was written.
-    pub(crate) fn mark(&mut self, range: Range<u64>) {
+    fn mark(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
         }
@@ -60,7 +91,7 @@ impl Touched {
     }
 
     /// Returns the parts of `range` that were not written, in order, neighbours apart.
-    pub(crate) fn untouched(&self, range: Range<u64>) -> Vec<Range<u64>> {
+    fn untouched(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let mut parts = Vec::new();
         for outer in self.clusters.missing(range) {
             let mut start = outer.start;
@@ -166,6 +197,21 @@ impl Ranges {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_window_knows_its_own_part_only() {
+        let mut window = Window::new(1000..5000);
+        window.mark(0..1200);
+        window.mark(3000..3100);
+        window.mark(4900..9000);
+        window.mark(6000..7000);
+        assert_eq!(
+            window.untouched(1000..5000),
+            Some(vec![1200..3000, 3100..4900])
+        );
+        assert_eq!(window.untouched(900..1300), None);
+        assert_eq!(window.untouched(4000..5001), None);
+    }
 
     #[test]
     fn what_is_untouched_equals_a_byte_map() {

@@ -2,6 +2,7 @@
 //!
 //! Invariant: what is refused was not taken.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Recording;
@@ -11,7 +12,7 @@ use crate::error::Refused;
 use crate::format::Kind;
 use crate::harbor::AckRule;
 use crate::journal::draft::{Payload, record_cost};
-use crate::journal::touched::Touched;
+use crate::journal::touched::Window;
 use crate::machine::VolumeId;
 use crate::point::Seq;
 
@@ -106,18 +107,21 @@ impl VolumeRecorder {
         self.recording.sequencer.on_durable(Box::new(call));
     }
 
-    /// Starts to remember what the stream writes, forgetting what was remembered before.
-    pub fn begin_resync(&self) {
+    /// Announces that `range` is about to be read from the live disk; what was announced before is over.
+    ///
+    /// What the stream writes there from now on is remembered until the next part is announced, so the memory goes by
+    /// the part's length. Whatever is asked or read of the disk for this part must be so after this call.
+    pub fn announce(&self, range: Range<u64>) {
         self.recording
             .sequencer
-            .remember(self.volume, Some(Touched::default()));
+            .remember(self.volume, Some(Window::new(range)));
     }
 
-    /// Takes bytes read from the live disk, except where the stream wrote since
-    /// [`begin_resync`](Self::begin_resync); returns how many bytes were taken.
+    /// Takes bytes read from the live disk, except where the stream wrote since they were announced
+    /// ([`announce`](Self::announce)); returns how many bytes were taken.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
+    /// As [`write`](Self::write); not within what was announced.
     pub fn resync_data(&self, offset: u64, data: &[u8]) -> Result<u64, Refused> {
         self.check(offset, data.len() as u64)?;
         let mut taken = 0;
@@ -152,7 +156,7 @@ impl VolumeRecorder {
         Ok(taken)
     }
 
-    /// Stops to remember what the stream writes.
+    /// Ends the reading: nothing is remembered, and nothing that was read is taken any more.
     pub fn end_resync(&self) {
         self.recording.sequencer.remember(self.volume, None);
     }

@@ -134,6 +134,7 @@ impl Model {
             1 => {
                 let data = vec![chance.below(256) as u8; len as usize];
                 volume[range].copy_from_slice(&data);
+                handle.announce(offset..offset + len);
                 handle.resync_data(offset, &data).unwrap();
             }
             2 => {

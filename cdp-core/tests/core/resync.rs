@@ -1,5 +1,6 @@
 //! A resync: what is read from the live disk never overwrites what the stream wrote since.
 
+use cdp_core::error::Refused;
 use cdp_core::{Harbor, Options, VolumeId};
 
 use crate::harness::{Chance, KIB, crash_image, machine, write};
@@ -20,7 +21,7 @@ fn the_stream_wins_over_the_resync() {
         let machine = machine(&[SIZE], Options::default());
         let volume = machine.recorder.volume(VolumeId(0)).unwrap();
         machine.write(0, 0, &vec![1; SIZE as usize]);
-        volume.begin_resync();
+        volume.announce(0..SIZE);
         let mut expected = vec![1_u8; SIZE as usize];
         let mut streamed = vec![false; SIZE as usize];
         let mut kept = 0;
@@ -62,11 +63,50 @@ fn the_stream_wins_over_the_resync() {
         assert!(kept > 0);
         volume.end_resync();
         assert!(latest(&machine.harbor) == expected, "seed {seed}");
-        assert_eq!(
-            volume.resync_data(0, &[5; 512]).unwrap(),
-            512,
-            "all is taken after the end"
-        );
+        let late = volume.resync_data(0, &[5; 512]);
+        assert!(matches!(late, Err(Refused::NotAnnounced)), "{late:?}");
+    }
+}
+
+#[test]
+fn a_resync_takes_only_what_it_announced_and_forgets_what_is_read() {
+    let machine = machine(&[SIZE], Options::default());
+    let volume = machine.recorder.volume(VolumeId(0)).unwrap();
+    let refused = |offset, len: usize| {
+        let taken = volume.resync_data(offset, &vec![9; len]);
+        assert!(matches!(taken, Err(Refused::NotAnnounced)), "{taken:?}");
+    };
+    refused(0, 512);
+    // Written before the part is announced: the disk has it, and so has what is read of it.
+    write(&machine.recorder, 0, 0, &[1; 512]);
+    volume.announce(0..64 * KIB);
+    assert_eq!(volume.resync_data(0, &[1; 512]).unwrap(), 512);
+    write(&machine.recorder, 0, 512, &[2; 512]);
+    // A write over the border counts on this side of it, and is not known any more on the other.
+    write(&machine.recorder, 0, 64 * KIB - 512, &[3; 1024]);
+    assert_eq!(volume.resync_data(0, &[1; 1024]).unwrap(), 512);
+    assert_eq!(
+        volume.resync_data(64 * KIB - 1024, &[1; 1024]).unwrap(),
+        512
+    );
+    refused(64 * KIB - 512, 1024);
+    refused(64 * KIB, 512);
+    volume.announce(64 * KIB..128 * KIB);
+    refused(0, 512);
+    assert_eq!(volume.resync_data(64 * KIB, &[3; 512]).unwrap(), 512);
+    volume.end_resync();
+    refused(64 * KIB, 512);
+    let now = latest(&machine.harbor);
+    let expected = [
+        (0, 1),
+        (512, 2),
+        (64 * KIB - 1024, 1),
+        (64 * KIB - 512, 3),
+        (64 * KIB, 3),
+    ];
+    for (offset, value) in expected {
+        let sector = &now[offset as usize..offset as usize + 512];
+        assert!(sector.iter().all(|byte| *byte == value), "at {offset}");
     }
 }
 

@@ -155,7 +155,10 @@ fn check_poison(world: &mut World) -> Step {
         .and_then(|buf| volume.write(0, buf))
         .is_ok()
         || volume.zero(0, 512).is_ok()
-        || volume.resync_data(0, &[1; 512]).is_ok()
+        || {
+            volume.announce(0..512);
+            volume.resync_data(0, &[1; 512]).is_ok()
+        }
         || recorder.point(Grade::Crash, None).is_ok()
         || recorder.open_gap(GapReason::Crash, Timestamp(0)).is_ok()
         || recorder.close_gap().is_ok()

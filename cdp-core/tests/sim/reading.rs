@@ -37,14 +37,14 @@ impl World {
         let kept = self.harbor()?.latest_image(VolumeId(volume as u16));
         let kept = kept.map_err(|error| self.failed("the latest image", &error))?;
         let handle = self.volume(volume)?;
-        handle.begin_resync();
         let size = self.history.sizes[volume];
-        self.untouchable.begin(volume, size);
         let mut at = 0;
         while at < size {
             let len = (1 + self.chance.below(64) as usize) * 512;
             let range = at..size.min(at + len);
             at = range.end;
+            handle.announce(range.start as u64..range.end as u64);
+            self.untouchable.begin(volume, size);
             let read = self.live[volume][range.clone()].to_vec();
             if self.chance.once_in(3) {
                 self.guest_writes()?;

@@ -301,6 +301,7 @@ fn harbor() -> Done {
         }
         recorder.open_gap(GapReason::TapLost, Timestamp(1))?;
         recorder.open_gap(GapReason::Resync, Timestamp(1))?;
+        volume.announce(0..256 * 1024);
         volume.resync_data(128 * 1024, &[7; 700])?;
         volume.resync_zero(0, 512)?;
         recorder.close_gap()?;

@@ -148,12 +148,11 @@ impl Capture {
         marking: &Marking,
         place: &Place<'_>,
     ) -> ApiResult<(Vec<Tapped>, Purpose)> {
-        // What is compared against, and what remembers the stream, must be there before the first write.
+        // What is compared against must be there before the first write.
         let mut purpose = Purpose::default();
         for id in running.nodes.iter().map(|(id, _)| *id) {
             // Base points without points behind them are of a seed that was not finished: it starts anew.
             if harbor.is_seeded() && harbor.has_base(id) {
-                recorder.volume(id).map_err(from_harbor)?.begin_resync();
                 let image = harbor.latest_image(id).map_err(from_harbor)?;
                 purpose.resync.push((id, image));
             } else {

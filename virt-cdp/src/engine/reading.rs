@@ -6,6 +6,7 @@
 //! barrier: from there on, journal and guest agree.
 
 use std::{
+    ops::Range,
     path::PathBuf,
     sync::{
         Arc,
@@ -92,13 +93,19 @@ pub(crate) fn run(reading: &Reading, purpose: Purpose) -> ApiResult<Option<Resyn
         });
     }
     let resynced = !found.is_empty();
+    let recorders: Vec<_> = found.iter().map(|c| (c.id, c.recorder.clone())).collect();
+    let announce = |volume, window| {
+        if let Some((_, recorder)) = recorders.iter().find(|(id, _)| *id == volume) {
+            recorder.announce(window);
+        }
+    };
     let doubt = |id| match seeds.iter().any(|(seed, _)| *seed == id) {
         true => Doubt::Whole(String::new()),
         false => reading.doubt(id),
     };
     let doubts: Vec<(VolumeId, Doubt)> =
         reading.exports.iter().map(|e| (e.0, doubt(e.0))).collect();
-    reading.read_all(&doubts, |volume, offset, piece| {
+    reading.read_all(&doubts, announce, |volume, offset, piece| {
         if let Some(compare) = found.iter_mut().find(|c| c.id == volume) {
             return compare.piece(offset, piece);
         }
@@ -150,6 +157,7 @@ impl Reading {
     fn read_all(
         &self,
         doubts: &[(VolumeId, Doubt)],
+        announce: impl Fn(VolumeId, Range<u64>),
         mut take: impl FnMut(VolumeId, u64, Piece<'_>) -> ApiResult<()>,
     ) -> ApiResult<()> {
         let failed = |e: &(dyn std::error::Error + 'static)| {
@@ -182,10 +190,11 @@ impl Reading {
                 self.progress.done.fetch_add(bytes, Ordering::Relaxed);
                 !self.cancelled.load(Ordering::Relaxed)
             };
+            let announce = |window| announce(*id, window);
             let take = |offset, piece: Piece<'_>| take(*id, offset, piece);
             let read = match marked {
-                Some(bitmap) => disk_read::read_marked(stream, name, bitmap, done, take),
-                None => disk_read::read_disk(stream, name, done, take),
+                Some(bitmap) => disk_read::read_marked(stream, name, bitmap, done, announce, take),
+                None => disk_read::read_disk(stream, name, done, announce, take),
             };
             read.map_err(|e| match e {
                 disk_read::ReadError::Taker(e) => e,

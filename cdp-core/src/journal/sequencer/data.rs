@@ -27,10 +27,10 @@ impl Sequencer {
         line.check_running()?;
         line.counts.writes += 1;
         line.counts.write_bytes += payload.len() as u64;
-        if !line.touched.is_empty()
-            && let Some(touched) = line.touched.get_mut(&volume)
+        if !line.windows.is_empty()
+            && let Some(window) = line.windows.get_mut(&volume)
         {
-            touched.mark(range.clone());
+            window.mark(range.clone());
         }
         let seq = self.push_data(&mut line, volume, kind, range, (payload, room));
         if wanted {
@@ -39,8 +39,8 @@ impl Sequencer {
         Ok(seq)
     }
 
-    /// Takes what was read from the live disk, except where the stream wrote; returns the bytes
-    /// taken.
+    /// Takes what was read from the live disk, except where the stream wrote since its window was announced; returns
+    /// the bytes taken.
     pub(crate) fn take_resync(
         &self,
         volume: VolumeId,
@@ -50,10 +50,10 @@ impl Sequencer {
     ) -> Result<u64, Refused> {
         let mut line = self.lock();
         line.check_running()?;
-        let parts = match line.touched.get(&volume) {
-            Some(touched) => touched.untouched(range.clone()),
-            None => vec![range.clone()],
-        };
+        let window = line.windows.get(&volume);
+        let parts = window
+            .and_then(|window| window.untouched(range.clone()))
+            .ok_or(Refused::NotAnnounced)?;
         match data {
             Some(data) if parts.first() == Some(&range) => {
                 let carried = (Payload::Own(data), None);
