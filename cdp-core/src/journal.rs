@@ -1,7 +1,7 @@
 //! The journal: segments of records, in order.
 //!
-//! A record is numbered by the [`sequencer`], written in a frame by the one [`writer`] thread, and
-//! belongs to a [`segment`] for good. [`recovery`] reads what an earlier process left, [`scan`]s
+//! A record is numbered by the [`sequencer`], written in a frame by the [`writer`]'s thread, put on stable storage by the
+//! [`keeper`]'s, and belongs to a [`segment`] for good. [`recovery`] reads what an earlier process left, [`scan`]s
 //! the frames of an unsealed segment and [`seal`]s it. The [`catalog`] is what is known of all of it
 //! in memory.
 //!
@@ -14,6 +14,8 @@ pub(crate) mod sequencer;
 pub(crate) mod touched;
 
 pub(crate) mod writer;
+
+pub(crate) mod keeper;
 
 pub(crate) mod seal;
 pub(crate) mod segment;

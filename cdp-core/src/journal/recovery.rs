@@ -245,9 +245,9 @@ impl Recovery<'_> {
             .filter(|r| !r.kind.is_data())
             .copied()
             .collect();
-        let footer = sealing
-            .seal(&*file, found.records, hasher)
-            .map_err(ends.failed("seal"))?;
+        let seal = sealing.prepare(found.records, hasher);
+        seal.write(&*file).map_err(ends.failed("seal"))?;
+        let footer = seal.footer;
         self.report.cut = Some(Cut {
             segment: ends.number,
             last: footer.last_seq,

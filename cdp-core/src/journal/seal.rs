@@ -24,15 +24,20 @@ pub(crate) struct Sealing {
     pub(crate) end: u64,
 }
 
+/// What a segment ends with, ready to be written.
+#[derive(Debug)]
+pub(crate) struct Seal {
+    /// Its first byte in the segment.
+    position: u64,
+    /// Index with its padding, and footer.
+    bytes: Memory,
+    /// The footer.
+    pub(crate) footer: Footer,
+}
+
 impl Sealing {
-    /// Writes index and footer and puts the segment on stable storage; `hasher` has taken all bytes
-    /// up to the end of the last frame.
-    pub(crate) fn seal(
-        self,
-        file: &dyn StorageFile,
-        mut records: Vec<Record>,
-        mut hasher: blake3::Hasher,
-    ) -> io::Result<Footer> {
+    /// Makes index and footer; `hasher` has taken all bytes up to the end of the last frame.
+    pub(crate) fn prepare(self, mut records: Vec<Record>, mut hasher: blake3::Hasher) -> Seal {
         let last_seq = records.last().map(|record| record.seq);
         let (index, data_records) = index(&mut records);
         let mut footer = Footer {
@@ -49,23 +54,34 @@ impl Sealing {
             hash: [0; 32],
         };
         let index_len = index.len().next_multiple_of(BLOCK);
-        let mut memory = Memory::zeroed(index_len + FOOTER_LEN);
-        put(&mut memory, 0, &index);
+        let mut bytes = Memory::zeroed(index_len + FOOTER_LEN);
+        put(&mut bytes, 0, &index);
         hasher
-            .update(memory.get().get(..index_len).unwrap_or_default())
+            .update(bytes.get().get(..index_len).unwrap_or_default())
             .update(&footer.encode_head());
         footer.hash = *hasher.finalize().as_bytes();
-        put(&mut memory, index_len, &footer.encode());
-        let (index, foot) = memory.get().split_at(index_len);
-        file.write_at(&[IoSlice::new(index)], self.end)?;
+        put(&mut bytes, index_len, &footer.encode());
+        Seal {
+            position: self.end,
+            bytes,
+            footer,
+        }
+    }
+}
+
+impl Seal {
+    /// Writes index and footer and puts the segment on stable storage.
+    pub(crate) fn write(&self, file: &dyn StorageFile) -> io::Result<()> {
+        let index_len = self.bytes.get().len() - FOOTER_LEN;
+        let (index, foot) = self.bytes.get().split_at(index_len);
+        file.write_at(&[IoSlice::new(index)], self.position)?;
         // The footer is what a sealed segment ends with: room that was not needed goes.
-        let place = self.end + index_len as u64;
+        let place = self.position + index_len as u64;
         file.set_len(place + FOOTER_LEN as u64)?;
         // A footer says that all before it is whole: it must not get to the disk first.
         file.sync()?;
         file.write_at(&[IoSlice::new(foot)], place)?;
-        file.sync()?;
-        Ok(footer)
+        file.sync()
     }
 }
 

@@ -27,6 +27,7 @@ use crate::point::{Gap, GapReason, Grade, GradeRule, Point, PointId, Seq, XmlVer
 mod data;
 mod work;
 
+use work::Syncing;
 pub(crate) use work::Work;
 
 /// Something the catalog is to learn once its record is on stable storage.
@@ -95,9 +96,14 @@ struct Line {
     /// The first and the last record that somebody waits for to be on stable storage.
     wanted: Option<(Seq, Seq)>,
     written: Seq,
-    /// When the oldest record was taken that is written and not on stable storage.
+    /// When the oldest record was taken that is written, and that no sync has been begun for.
     dirty_since: Option<Instant>,
-    last_sync: Option<Instant>,
+    /// The sync under way.
+    syncing: Option<Syncing>,
+    /// When the last sync was begun.
+    sync_began: Option<Instant>,
+    /// Why nothing more gets to stable storage, until the writer has learned of it.
+    broken: Option<JournalError>,
     /// Writes are under way that the writer has not waited for.
     under_way: bool,
     writer_sleeps: bool,
@@ -154,7 +160,9 @@ impl Sequencer {
             wanted: None,
             written: start.last_seq,
             dirty_since: None,
-            last_sync: None,
+            syncing: None,
+            sync_began: None,
+            broken: None,
             under_way: false,
             writer_sleeps: false,
             notices: VecDeque::new(),

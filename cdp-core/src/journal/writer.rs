@@ -1,23 +1,22 @@
-//! The writer: the one thread that writes to the journal.
+//! The writer: the one thread that writes frames to the journal.
 //!
 //! It asks the sequencer for work: a frame is handed to the disk in one write, and the next may follow before that is
-//! done; a sync waits for all of them, puts the file on stable storage, and tells the catalog which points are there
-//! now. When a frame would make the segment longer than wanted, the segment is sealed and the next one begun.
+//! done. What has to get to stable storage is the [`keeper`](super::keeper)'s job, given to it as soon as the
+//! writes before are done; the writer goes on meanwhile. When a frame would make the segment longer than wanted, the next
+//! one is begun under another name, and the keeper seals the one and names the other.
 //!
-//! Invariant: a segment is sealed, and that on stable storage, before the next one is begun. So a
-//! sync of the last segment makes everything before it durable too. The first operation that fails
-//! ends the thread; what was there stays as it is.
-//! A crash leaves one unsealed segment, whose tail may be torn, incomplete, or never written at all (it reads as zeros),
-//! and perhaps a `.part`.
+//! Invariant: a job is given to the keeper only when all writes begun before it are done, and none failed. At most one
+//! segment is written to that has no name. The first operation that fails ends the thread; what was there stays as it is.
 
-use std::io::{self, IoSlice};
+use std::collections::VecDeque;
+use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
-use super::catalog::segment_path;
+use super::catalog::{JournalEnd, segment_path};
 use super::draft::Draft;
+use super::keeper::{Full, Job, Keeper, Nameless, name};
 use super::seal::Sealing;
 use super::segment::Segment;
 use super::sequencer::{Sequencer, Work};
@@ -26,9 +25,9 @@ use crate::buffer::Memory;
 use crate::error::JournalError;
 use crate::format::{FrameHeader, HEADER_LEN, Kind, SegmentHeader};
 use crate::harbor::shared::Shared;
-use crate::point::PointId;
-use crate::storage::append::{Appender, Parts};
-use crate::storage::replace::{part_of, put_in_place, remove_if_there};
+use crate::point::{PointId, Seq};
+use crate::storage::append::{Appender, Mark, Parts};
+use crate::storage::replace::{part_of, remove_if_there};
 use crate::storage::{OpenMode, StorageFile};
 
 /// Writes to the journal; lives in a thread of its own.
@@ -38,6 +37,11 @@ pub(crate) struct Writer {
     sequencer: Arc<Sequencer>,
     active: Active,
     appender: Appender<Draft>,
+    keeper: Keeper,
+    /// What the keeper is to do once the writes up to a mark are done.
+    jobs: VecDeque<(Mark, Job)>,
+    /// The segment that is written to has no name yet.
+    is_turning: bool,
 }
 
 /// The segment that is written to.
@@ -50,9 +54,9 @@ struct Active {
     records: usize,
 }
 
-type Step<T> = Result<T, JournalError>;
+pub(crate) type Step<T> = Result<T, JournalError>;
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> JournalError {
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> JournalError {
     let path = path.to_path_buf();
     move |source| JournalError {
         action,
@@ -64,12 +68,19 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Journa
 impl Writer {
     /// Begins a new segment, durable, to which the records of `sequencer` will go.
     pub(crate) fn start(shared: Arc<Shared>, sequencer: Arc<Sequencer>) -> Step<Writer> {
-        let active = begin_segment(&shared)?;
+        let end = shared.catalog().end;
+        let (active, nameless) = begin_segment(&shared, end)?;
+        name(&shared, &nameless)?;
+        let keeper = Keeper::start(Arc::clone(&shared), Arc::clone(&sequencer))
+            .map_err(failed("start a thread for", &active.segment.path))?;
         Ok(Writer {
             shared,
             sequencer,
             active,
             appender: Appender::new(FRAMES_UNDER_WAY_MAX),
+            keeper,
+            jobs: VecDeque::new(),
+            is_turning: false,
         })
     }
 
@@ -88,6 +99,7 @@ impl Writer {
                 tracing::error!(error = %cause, "the journal has failed");
                 let shared = Arc::clone(&self.shared);
                 let sequencer = Arc::clone(&self.sequencer);
+                // Nothing is written any more when the failure is told.
                 drop(self);
                 sequencer.fail(cause, |cause| shared.catalog().failure = Some(cause));
             }
@@ -99,8 +111,9 @@ impl Writer {
             match self.sequencer.next_work() {
                 Work::Write(draft) => self.write(draft)?,
                 Work::Settle => self.settle()?,
-                Work::Sync => self.sync()?,
-                Work::End => return self.seal(),
+                Work::Sync(up_to) => self.sync(up_to)?,
+                Work::Fail(cause) => return Err(cause),
+                Work::End => return self.end(),
             }
         }
     }
@@ -110,9 +123,8 @@ impl Writer {
         let end = self.active.sealing.end + length;
         let full = end > self.shared.options.segment_bytes
             || self.active.records + draft.records.len() > SEGMENT_RECORDS_MAX;
-        if full && self.active.records > 0 {
-            self.seal()?;
-            self.active = begin_segment(&self.shared)?;
+        if full && self.active.records > 0 && !self.turn()? {
+            return Ok(());
         }
         let active = &mut self.active;
         let header = FrameHeader {
@@ -142,50 +154,86 @@ impl Writer {
         if let Some(last) = records.last() {
             self.sequencer.written(last.seq, length, oldest);
         }
+        self.give_jobs();
         Ok(())
+    }
+
+    /// Gives the keeper those jobs whose writes are done.
+    fn give_jobs(&mut self) {
+        let done = self.appender.done();
+        while self.jobs.front().is_some_and(|(mark, _)| *mark <= done)
+            && let Some((_, job)) = self.jobs.pop_front()
+        {
+            self.keeper.give(job);
+        }
     }
 
     /// Waits for the writes under way.
     fn settle(&mut self) -> Step<()> {
         let path = &self.active.segment.path;
-        self.appender.finish().map_err(failed("write", path))
+        self.appender.finish().map_err(failed("write", path))?;
+        self.give_jobs();
+        Ok(())
     }
 
-    fn sync(&mut self) -> Step<()> {
-        let begin = Instant::now();
-        self.settle()?;
-        self.active
-            .file
-            .sync()
-            .map_err(failed("sync", &self.active.segment.path))?;
-        let notices = self.sequencer.notices();
-        if !notices.is_empty() {
-            let mut catalog = self.shared.catalog();
-            notices.into_iter().for_each(|notice| catalog.learn(notice));
+    fn sync(&mut self, up_to: Seq) -> Step<()> {
+        let job = Job::Sync {
+            up_to,
+            file: Arc::clone(&self.active.file),
+            path: self.active.segment.path.clone(),
+        };
+        self.jobs.push_back((self.appender.mark(), job));
+        self.give_jobs();
+        Ok(())
+    }
+
+    /// Goes on with the next segment; false if the keeper has failed, of which the sequencer knows more.
+    fn turn(&mut self) -> Step<bool> {
+        if self.is_turning && !self.keeper.has_turned(false) {
+            self.settle()?;
+            if !self.keeper.has_turned(true) {
+                return Ok(false);
+            }
         }
-        self.sequencer.synced(begin.elapsed());
-        Ok(())
+        let full = self.active.fill();
+        let footer = full.seal.footer;
+        let end = JournalEnd {
+            next_segment: self.active.segment.number + 1,
+            last_seq: footer.last_seq,
+            last_time: footer.last_time,
+            next_point: footer.next_point,
+            hash: footer.hash,
+        };
+        let (active, nameless) = begin_segment(&self.shared, end)?;
+        self.active = active;
+        self.is_turning = true;
+        let job = Job::Turn(Box::new((full, nameless)));
+        self.jobs.push_back((self.appender.mark(), job));
+        self.give_jobs();
+        Ok(true)
     }
 
-    fn seal(&mut self) -> Step<()> {
+    /// Seals the last segment; the recording is over.
+    fn end(&mut self) -> Step<()> {
         self.settle()?;
-        let active = &mut self.active;
-        let segment = &active.segment;
-        let footer = active
-            .sealing
-            .seal(
-                &*active.file,
-                segment.records_in_memory(),
-                active.hasher.clone(),
-            )
-            .map_err(failed("seal", &segment.path))?;
-        segment.set_sealed(footer);
-        let mut catalog = self.shared.catalog();
-        catalog.end.hash = footer.hash;
-        catalog.end.last_seq = footer.last_seq;
-        catalog.end.last_time = footer.last_time;
-        catalog.end.next_point = footer.next_point;
-        Ok(())
+        self.keeper.give(Job::Seal(Box::new(self.active.fill())));
+        self.keeper.finish();
+        match self.sequencer.why_broken() {
+            Some(cause) => Err(cause),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Active {
+    /// What the keeper seals it with.
+    fn fill(&self) -> Full {
+        let records = self.segment.records_in_memory();
+        Full {
+            segment: Arc::clone(&self.segment),
+            file: Arc::clone(&self.file),
+            seal: self.sealing.prepare(records, self.hasher.clone()),
+        }
     }
 }
 
@@ -203,10 +251,9 @@ fn reserve(shared: &Shared, file: &dyn StorageFile, dir: &Path) -> io::Result<()
     }
 }
 
-/// Makes the next segment: written under another name, synced, renamed, its directory synced.
-fn begin_segment(shared: &Shared) -> Step<Active> {
+/// Makes the segment that follows on `end`, under another name, with its room; the header is yet to be written.
+fn begin_segment(shared: &Shared, end: JournalEnd) -> Step<(Active, Nameless)> {
     let storage = &*shared.options.storage;
-    let end = shared.catalog().end;
     let dir = shared.journal_dir();
     let path = segment_path(&dir, end.next_segment);
     let create = |e| failed("create", &path)(e);
@@ -220,25 +267,17 @@ fn begin_segment(shared: &Shared) -> Step<Active> {
         created: shared.options.clock.now(),
         previous: end.hash,
     };
-    let bytes = header.encode();
     let part = part_of(&path);
     remove_if_there(storage, &part).map_err(create)?;
     let file = storage.open(&part, OpenMode::NewDirect).map_err(create)?;
     reserve(shared, &*file, &dir).map_err(create)?;
-    let mut block = Memory::zeroed(HEADER_LEN);
-    block.get_mut().copy_from_slice(&bytes);
-    file.write_at(&[IoSlice::new(block.get())], 0)
-        .map_err(create)?;
-    file.sync().map_err(create)?;
-    put_in_place(storage, &part, &path).map_err(create)?;
 
+    let mut block = Memory::zeroed(HEADER_LEN);
+    block.get_mut().copy_from_slice(&header.encode());
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&bytes);
+    hasher.update(block.get());
     let segment = Segment::in_memory(header.number, path, header.first_seq, Vec::new());
     let segment = Arc::new(segment);
-    let mut catalog = shared.catalog();
-    catalog.segments.push(Arc::clone(&segment));
-    catalog.end.next_segment += 1;
     let sealing = Sealing {
         number: header.number,
         salt: header.salt,
@@ -247,13 +286,19 @@ fn begin_segment(shared: &Shared) -> Step<Active> {
         last_time: header.last_time,
         end: HEADER_LEN as u64,
     };
-    Ok(Active {
+    let nameless = Nameless {
+        segment: Arc::clone(&segment),
+        file: Arc::clone(&file),
+        header: block,
+    };
+    let active = Active {
         segment,
         file,
         hasher,
         sealing,
         records: 0,
-    })
+    };
+    Ok((active, nameless))
 }
 
 /// Random bytes from the operating system.

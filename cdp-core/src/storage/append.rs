@@ -26,6 +26,10 @@ pub(crate) struct Appender<T: Parts> {
     ring: Option<Ring<T>>,
 }
 
+/// A moment in a row of writes: those begun before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Mark(u64);
+
 impl<T: Parts> Appender<T> {
     /// Makes an appender for at most `depth` writes at a time; one by one where the kernel refuses.
     pub(crate) fn new(depth: usize) -> Appender<T> {
@@ -53,6 +57,16 @@ impl<T: Parts> Appender<T> {
             Some(ring) if file.descriptor().is_some() => ring.write(file, what, offset),
             _ => file.write_at(&what.parts(), offset),
         }
+    }
+
+    /// Returns the mark behind all writes begun so far.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark(self.ring.as_ref().map_or(0, Ring::begun))
+    }
+
+    /// Returns the last mark before which all writes are known to be done. None of them failed, if no call said so.
+    pub(crate) fn done(&self) -> Mark {
+        Mark(self.ring.as_ref().map_or(0, Ring::done))
     }
 
     /// Waits until all writes are done.

@@ -24,6 +24,8 @@ use super::append::Parts;
 
 /// A write under way.
 struct Slot<T> {
+    /// Its place among the writes begun.
+    number: u64,
     what: T,
     file: Arc<dyn StorageFile>,
     offset: u64,
@@ -37,6 +39,7 @@ pub(crate) struct Ring<T: Parts> {
     ring: IoUring,
     slots: Vec<Option<Slot<T>>>,
     busy: usize,
+    begun: u64,
     failed: Option<io::Error>,
 }
 
@@ -60,8 +63,20 @@ impl<T: Parts> Ring<T> {
             ring: IoUring::new(depth as u32)?,
             slots: (0..depth).map(|_| None).collect(),
             busy: 0,
+            begun: 0,
             failed: None,
         })
+    }
+
+    /// Returns how many writes were begun.
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun
+    }
+
+    /// Returns how many of the first writes are all known to be done, well or not.
+    pub(crate) fn done(&self) -> u64 {
+        let under_way = self.slots.iter().flatten().map(|slot| slot.number);
+        under_way.min().unwrap_or(self.begun)
     }
 
     /// Begins to write `what`, waiting while all slots are taken.
@@ -79,11 +94,13 @@ impl<T: Parts> Ring<T> {
             self.wait()?;
         }
         self.told()?;
+        self.begun += 1;
         let free = self.slots.iter().position(Option::is_none).unwrap_or(0);
         let (Some(place), Some(descriptor)) = (self.slots.get_mut(free), file.descriptor()) else {
             return file.write_at(&what.parts(), offset);
         };
         let slot = place.insert(Slot {
+            number: self.begun - 1,
             what,
             file: Arc::clone(file),
             offset,
@@ -222,9 +239,10 @@ mod tests {
             ring.write(&file, Filled(memory), u64::from(number) * 16384)
                 .unwrap();
             assert!(ring.busy <= 4);
+            assert!(ring.done() + ring.busy as u64 <= ring.begun());
         }
         ring.finish().unwrap();
-        assert!(ring.busy == 0);
+        assert!(ring.busy == 0 && ring.done() == 64 && ring.begun() == 64);
         let read = std::fs::read(&path).unwrap();
         for (number, piece) in read.chunks(16384).enumerate() {
             assert!(piece.iter().all(|byte| usize::from(*byte) == number));

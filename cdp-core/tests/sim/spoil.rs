@@ -53,12 +53,12 @@ fn flip_bits(world: &mut World, fork: &SimulatedStorage) -> Step {
 /// Lets one write go to a wrong place while it records on, in a copy.
 fn misdirect(world: &mut World) -> Step {
     let fork = world.storage.fork(world.chance.number());
+    // What is acknowledged is of no interest here.
+    let rule = std::mem::replace(&mut world.options.ack_rule, AckRule::Buffered);
     let options = options(world, &fork);
     let (harbor, _) =
         Harbor::open(Path::new(DIR), options).map_err(|e| Stop::Wrong(format!("a copy: {e}")))?;
     let own = std::mem::replace(&mut world.storage, fork.clone());
-    let rule = world.options.ack_rule;
-    world.options.ack_rule = AckRule::Buffered;
     world.harbor = Some(harbor.clone());
     let recorder = harbor
         .record()

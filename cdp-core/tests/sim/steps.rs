@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use cdp_core::{Clock, GapReason, Grade, Seq, Timestamp};
+use cdp_core::{Ack, AckRule, Clock, GapReason, Grade, Seq, Timestamp, VolumeRecorder};
 
 use crate::history::Told;
 use crate::world::{Step, Stop, World, wrong};
@@ -77,11 +77,11 @@ impl World {
         };
         let before = recorder.head().0;
         let taken = if zero {
-            handle.zero(offset as u64, len as u64).map(|_| ())
+            handle.zero(offset as u64, len as u64)
         } else {
             handle.buffer(len).and_then(|mut buf| {
                 buf.as_mut().copy_from_slice(&bytes);
-                handle.write(offset as u64, buf).map(|_| ())
+                handle.write(offset as u64, buf)
             })
         };
         self.enter(
@@ -94,9 +94,9 @@ impl World {
             taken.is_ok(),
         )?;
         match taken {
-            Ok(()) => {
+            Ok(ack) => {
                 self.untouchable.mark(volume, offset..offset + len);
-                self.acknowledge()
+                self.acknowledge(&handle, ack)
             }
             Err(refused) => {
                 self.is_missing_writes = true;
@@ -105,15 +105,18 @@ impl World {
         }
     }
 
-    /// Waits, where the rule says so, until what was written may be acknowledged to the guest.
-    fn acknowledge(&mut self) -> Step {
-        if self.options.ack_rule == cdp_core::AckRule::Buffered {
-            return Ok(());
+    /// Waits, where the rule says so, until a write may be acknowledged to the guest; then it is promised.
+    fn acknowledge(&mut self, handle: &VolumeRecorder, ack: Ack) -> Step {
+        match (self.options.ack_rule, ack) {
+            (AckRule::Buffered, Ack::Now) => Ok(()),
+            (AckRule::Durable, Ack::Durable(seq)) => {
+                let kept = handle.wait(ack);
+                kept.map_err(|refused| self.failed("an acknowledgement", &refused))?;
+                self.history.promise(seq.0);
+                Ok(())
+            }
+            (rule, ack) => wrong(format!("{ack:?} is no answer of {rule:?}")),
         }
-        let kept = self.recorder()?.sync();
-        let seq = kept.map_err(|error| self.failed("an acknowledgement", &error))?;
-        self.history.promise(seq.0);
-        Ok(())
     }
 
     /// Several threads write at once, each to a part of a volume of its own.

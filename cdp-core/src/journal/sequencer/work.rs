@@ -1,8 +1,9 @@
 //! The writer's side of the sequencer: what there is to do, and what has become of it.
 //!
-//! A sync is begun when the oldest record that is not on stable storage has reached half the flush interval, so that the
-//! whole is kept although the sync itself takes its time. When writes have waited long in line because the disk is
-//! slower than they come, a quarter of the interval passes between two syncs: one for each frame would make it slower still.
+//! A sync is begun when the oldest record that no sync was begun for has reached half the flush interval, so that the
+//! whole is kept although the sync itself takes its time; one at a time. When records have waited long in line because the
+//! disk is slower than they come, a quarter of the interval passes between two syncs: one for each frame would make it
+//! slower still.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,8 +19,18 @@ pub(crate) enum Work {
     Write(Draft),
     /// Wait for the writes under way: there is nothing else to do.
     Settle,
-    Sync,
+    /// Have everything up to this record put on stable storage.
+    Sync(Seq),
+    /// Nothing more gets to stable storage.
+    Fail(JournalError),
     End,
+}
+
+/// A sync under way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Syncing {
+    /// When the oldest record was taken that it is for.
+    since: Option<Instant>,
 }
 
 impl Sequencer {
@@ -46,12 +57,12 @@ impl Sequencer {
 
     /// Returns what is to be done now, or else when something will be.
     fn choose(&self, line: &mut Line, now: Instant) -> Result<Work, Option<Instant>> {
-        let sync_due = line
-            .dirty_since
-            .map(|since| since + self.flush_interval / 2);
-        let wanted = line.wanted.is_some_and(|(first, _)| first <= line.written);
-        if wanted || sync_due.is_some_and(|due| due <= now) {
-            return Ok(Work::Sync);
+        if let Some(cause) = line.broken.take() {
+            return Ok(Work::Fail(cause));
+        }
+        let sync_due = self.sync_due(line);
+        if sync_due.is_some_and(|due| due <= now) {
+            return Ok(line.begin_sync(now));
         }
         let running = matches!(line.phase, Phase::Running);
         let mut wake = sync_due;
@@ -62,18 +73,31 @@ impl Sequencer {
                 return line.waiting.pop_front().map(Work::Write).ok_or(None);
             }
             wake = Some(wake.map_or(linger_end, |due| due.min(linger_end)));
-        } else if matches!(line.phase, Phase::Closing) {
-            return Ok(if line.dirty_since.is_some() {
-                Work::Sync
-            } else {
-                Work::End
-            });
         }
         if line.under_way {
             line.under_way = false;
             return Ok(Work::Settle);
         }
-        Err(wake)
+        let closing = matches!(line.phase, Phase::Closing) && line.waiting.is_empty();
+        match closing && line.syncing.is_none() {
+            true if line.dirty_since.is_some() => Ok(line.begin_sync(now)),
+            true => Ok(Work::End),
+            false => Err(wake),
+        }
+    }
+
+    /// When the next sync is to begin; none while one is under way or nothing wants it.
+    fn sync_due(&self, line: &Line) -> Option<Instant> {
+        if line.syncing.is_some() {
+            return None;
+        }
+        let wanted = line.wanted.is_some_and(|(first, _)| first <= line.written);
+        if wanted && line.dirty_since.is_some() {
+            return line.dirty_since;
+        }
+        let due = line.dirty_since? + self.flush_interval / 2;
+        let spaced = line.sync_began.map(|began| began + self.flush_interval / 4);
+        Some(spaced.map_or(due, |spaced| spaced.max(due)))
     }
 
     /// Learns from the writer that everything up to `seq` is in the journal's files, or on its way there: `oldest` is
@@ -86,40 +110,47 @@ impl Sequencer {
         line.dirty_since.get_or_insert(oldest);
     }
 
-    /// Returns what the catalog is to learn when everything written is on stable storage.
-    pub(crate) fn notices(&self) -> Vec<Notice> {
+    /// Returns what the catalog is to learn when everything up to `up_to` is on stable storage.
+    pub(crate) fn notices(&self, up_to: Seq) -> Vec<Notice> {
         let mut line = self.lock();
-        let count = line
-            .notices
-            .iter()
-            .take_while(|(seq, _)| *seq <= line.written)
-            .count();
+        let due = |(seq, _): &&(Seq, Notice)| *seq <= up_to;
+        let count = line.notices.iter().take_while(due).count();
         line.notices
             .drain(..count)
             .map(|(_, notice)| notice)
             .collect()
     }
 
-    /// Learns from the writer that everything written is on stable storage, and wakes and calls who waits.
-    pub(crate) fn synced(&self, took: Duration) {
+    /// Learns that everything up to `durable` is on stable storage, and wakes and calls who waits.
+    pub(crate) fn synced(&self, durable: Seq, took: Duration) {
         let mut line = self.lock();
-        if let Some(since) = line.dirty_since.take() {
+        if let Some(since) = line.syncing.take().and_then(|syncing| syncing.since) {
             line.counts.ages.add(since.elapsed());
         }
-        line.last_sync = Some(Instant::now());
-        line.under_way = false;
-        line.counts.durable = line.written;
+        line.counts.durable = durable;
         line.counts.syncs += 1;
         line.counts.sync_last = took;
         line.counts.sync_max = line.counts.sync_max.max(took);
-        let durable = line.written;
         line.wanted = match line.wanted {
             Some((_, last)) if last > durable => Some((durable.next(), last)),
             _ => None,
         };
+        self.wake(&mut line);
         drop(line);
         self.done.notify_all();
         self.call_durable(Some(durable));
+    }
+
+    /// Learns that nothing more gets to stable storage; the writer is told.
+    pub(crate) fn broken(&self, cause: JournalError) {
+        let mut line = self.lock();
+        line.broken.get_or_insert(cause);
+        self.wake(&mut line);
+    }
+
+    /// Returns what [`broken`](Self::broken) was told, once.
+    pub(crate) fn why_broken(&self) -> Option<JournalError> {
+        self.lock().broken.take()
     }
 
     fn call_durable(&self, durable: Option<Seq>) {
@@ -149,5 +180,15 @@ impl Sequencer {
         for call in calls {
             call(Arc::clone(&cause));
         }
+    }
+}
+
+impl Line {
+    /// Notes that a sync of everything written is under way.
+    fn begin_sync(&mut self, now: Instant) -> Work {
+        let since = self.dirty_since.take();
+        self.syncing = Some(Syncing { since });
+        self.sync_began = Some(now);
+        Work::Sync(self.written)
     }
 }
