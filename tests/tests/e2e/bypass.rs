@@ -61,6 +61,11 @@ fn a_stopped_daemon_holds_the_guest_up_no_longer_than_the_deadline() {
     must("kill", &["-STOP", &daemon.pid().to_string()]);
     thread::sleep(Duration::from_secs(3));
     must("kill", &["-CONT", &daemon.pid().to_string()]);
+    // It says so as soon as it can: why the taps are gone is found out later.
+    thread::sleep(Duration::from_millis(500));
+    let info = daemon.json(&["info", &name]);
+    let known = info["gaps"].to_string().contains("tap-lost");
+    assert!(known || info["state"] == "retrying", "{info}");
     let longest = writing.join().expect("the guest's load went well");
     eprintln!("longest write while the daemon was stopped: {longest} ms");
     assert!(longest < BOUND_MS, "{longest} ms");

@@ -67,6 +67,10 @@ impl Supervisor {
         self.machine
             .set_state(State::Retrying, if overdue { OVERLOAD } else { "" });
         if overdue {
+            tracing::warn!(
+                machine = self.machine.name,
+                "a reply to QEMU was overdue; its tap was closed"
+            );
             if self.put_down(End::Overload) {
                 let what = "the harbor's disk did not take the guest's writes in time, so the guest goes on without us";
                 self.failed(&ApiError::new(ApiErrorKind::Unavailable, what));

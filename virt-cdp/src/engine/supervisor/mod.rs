@@ -426,6 +426,10 @@ impl Supervisor {
         if active.upkeep.lost() || !active.capture.lost().is_empty() {
             return self.tap_lost();
         }
+        if active.capture.is_cut() {
+            // The guard has closed it, or QEMU: the tap itself learns it in a moment.
+            return self.machine.set_state(State::Retrying, "");
+        }
         if !self.look_at_disks() {
             return;
         }

@@ -25,7 +25,7 @@ impl Supervisor {
     /// The capture, if points can be made of it now.
     fn marking(&self) -> ApiResult<&Active> {
         match &self.capture {
-            Some(active) if active.ready && active.capture.lost().is_empty() => Ok(active),
+            Some(active) if active.ready && !active.capture.is_cut() => Ok(active),
             _ => {
                 let state = self.machine.status().state.name();
                 let what = format!(
