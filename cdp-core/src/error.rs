@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::machine::VolumeId;
 use crate::point::{PointId, Seq, XmlVersion};
@@ -145,6 +146,12 @@ pub enum HarborError {
     /// The caller called it off.
     #[error("cancelled")]
     Cancelled,
+    /// The storage did not confirm in time; it may still.
+    #[error("the harbor's disk does not answer: not within {:.1} s", .limit.as_secs_f64())]
+    Overdue {
+        /// How long it was waited for.
+        limit: Duration,
+    },
     /// The recording has ended.
     #[error("the recording is closed")]
     RecordingClosed,

@@ -44,5 +44,5 @@ pub use error::{HarborError, JournalError, Refused};
 pub use harbor::{AckRule, Harbor, Marks, Options, RecoveryReport, Usage, VolumeMarks};
 pub use machine::{MachineDescription, MachineSource, Mode, Plug, VolumeDescription, VolumeId};
 pub use point::{Gap, GapReason, Grade, Point, PointId, Seq, XmlVersion};
-pub use recorder::{Ack, Recorder, RecorderStats, VolumeRecorder};
+pub use recorder::{Ack, PointUnderWay, Recorder, RecorderStats, VolumeRecorder};
 pub use view::{LatestImage, View, ViewExtent};

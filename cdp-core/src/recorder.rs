@@ -21,8 +21,10 @@ use crate::journal::writer::Writer;
 use crate::machine::VolumeId;
 use crate::point::{GapReason, Grade, GradeRule, Point, Seq};
 
+mod underway;
 mod volume;
 
+pub use underway::PointUnderWay;
 pub use volume::{Ack, VolumeRecorder};
 
 /// What the handles of a recording share.

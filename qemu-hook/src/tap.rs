@@ -34,7 +34,7 @@ mod replies;
 mod requests;
 mod stats;
 
-pub use bypass::{Bypass, hang_up};
+pub use bypass::{Bypass, QUEUE_MAX, hang_up, hang_up_into};
 pub use stats::TapStats;
 
 use requests::Requests;
@@ -156,6 +156,17 @@ impl TapHandle {
     /// Tells whether the tap has ended, or was closed for being overdue while its sink is still stuck.
     pub fn is_ended(&self) -> bool {
         self.thread.is_finished() || self.is_overdue()
+    }
+
+    /// Tells whether the tap has ended or is about to, because its connection was closed, from whatever side.
+    pub fn is_closed(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut fds = [PollFd::new(&self.control.stream, PollFlags::RDHUP)];
+        self.is_ended() || matches!(poll(&mut fds, Some(&at_once)), Ok(1..))
     }
 
     /// Tells whether the bypass has closed the tap.

@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     catalog: Mutex<Catalog>,
     bases: Mutex<Vec<BasePoint>>,
     xml: Mutex<Option<XmlVersion>>,
+    /// Held while a description or an XML is written: what is in force can be asked for meanwhile.
+    writing: Mutex<()>,
     recording: Mutex<Weak<Recording>>,
     seeding: Mutex<HashSet<VolumeId>>,
     /// Held for reading while segments are opened, for writing while they are removed.
@@ -79,6 +81,7 @@ impl Shared {
             catalog: Mutex::new(catalog),
             bases: Mutex::new(bases),
             xml: Mutex::new(xml),
+            writing: Mutex::default(),
             recording: Mutex::default(),
             seeding: Mutex::default(),
             removal: RwLock::default(),
@@ -146,14 +149,14 @@ impl Shared {
 
     pub(crate) fn set_description(&self, desc: MachineDescription) -> Result<()> {
         desc.validate()?;
-        let mut kept = lock(&self.description);
-        if desc.machine_id != kept.machine_id {
+        let _turn = lock(&self.writing);
+        if desc.machine_id != self.machine_id() {
             return Err(HarborError::InvalidDescription(
                 "machine_id must not change".into(),
             ));
         }
         write_description(&*self.options.storage, &self.dir, &desc)?;
-        *kept = desc;
+        *lock(&self.description) = desc;
         Ok(())
     }
 
@@ -162,9 +165,10 @@ impl Shared {
     }
 
     pub(crate) fn record_xml(&self, text: &str) -> Result<XmlVersion> {
-        let mut newest = lock(&self.xml);
-        let version = xml::keep(&*self.options.storage, &self.xml_dir(), *newest, text)?;
-        *newest = Some(version);
+        let _turn = lock(&self.writing);
+        let newest = self.xml_version();
+        let version = xml::keep(&*self.options.storage, &self.xml_dir(), newest, text)?;
+        *lock(&self.xml) = Some(version);
         Ok(version)
     }
 

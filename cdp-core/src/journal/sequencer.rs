@@ -403,6 +403,26 @@ impl Sequencer {
         Ok(())
     }
 
+    /// Waits until `seq` is on stable storage, or until `give_up`; false when it is not there by then.
+    pub(crate) fn wait_durable_until(&self, seq: Seq, give_up: Instant) -> Result<bool, Refused> {
+        let mut line = self.lock();
+        while line.counts.durable < seq {
+            match &line.phase {
+                Phase::Failed(cause) => return Err(Refused::Failed(Arc::clone(cause))),
+                Phase::Closed => return Err(Refused::Closed),
+                Phase::Running | Phase::Closing => {}
+            }
+            let left = give_up.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            self.want(&mut line, seq);
+            let waited = self.done.wait_timeout(line, left);
+            line = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(true)
+    }
+
     /// Ends the taking of records; the writer goes on until none waits.
     pub(crate) fn close(&self) {
         let mut line = self.lock();

@@ -25,8 +25,8 @@ use crate::nbd::stream::Stream;
 
 /// Looks within one deadline.
 const LOOKS: u32 = 20;
-/// More than a socket can hold of what QEMU sent.
-const QUEUE_MAX: usize = 4 << 20;
+/// More than a socket can hold of what QEMU sent, in bytes.
+pub const QUEUE_MAX: usize = 4 << 20;
 
 /// Ends a tap's connection and throws away what QEMU sent and nobody read.
 ///
@@ -35,12 +35,16 @@ const QUEUE_MAX: usize = 4 << 20;
 /// call, which the kernel does not mix with another's: whoever reads at the same time finds the end, and never a
 /// payload that is made of two.
 pub fn hang_up(socket: &UnixStream) {
+    hang_up_into(socket, &mut vec![0; QUEUE_MAX]);
+}
+
+/// As [`hang_up`], with [`QUEUE_MAX`] bytes that are there already: it waits for no memory.
+pub fn hang_up_into(socket: &UnixStream, rest: &mut [u8]) {
     // Fails only when QEMU has hung up already.
     let _ = socket.shut();
     let waits = rustix::io::ioctl_fionread(socket.as_fd()).is_ok_and(|bytes| bytes > 0);
     if waits {
-        let mut rest = vec![0; QUEUE_MAX];
-        let _ = rustix::net::recv(socket, &mut rest, rustix::net::RecvFlags::DONTWAIT);
+        let _ = rustix::net::recv(socket, rest, rustix::net::RecvFlags::DONTWAIT);
     }
 }
 
@@ -132,7 +136,7 @@ impl Watched {
         }
         control.overdue.store(true, Ordering::SeqCst);
         hang_up(&control.stream);
-        tracing::warn!(?age, "a reply to QEMU was overdue; its tap is closed");
+        // Nothing is logged here: a log may lie on the disk that hangs. Who looks at the tap says it.
         false
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use virt_cdp_tests::{
@@ -15,6 +15,9 @@ use crate::restart::longest_ms;
 const SOON: Duration = Duration::from_secs(60);
 /// The bypass deadline and what is allowed on top of it, in ms.
 const BOUND_MS: u64 = 1300;
+
+/// What is said while the harbor's disk hangs.
+const DISK_SILENT: &str = "the harbor's disk does not answer";
 
 /// A guest that writes for `seconds`; the answer is its longest write in ms. It fails if a write does.
 fn load(name: &str, seconds: u32) -> JoinHandle<u64> {
@@ -58,6 +61,11 @@ fn a_stopped_daemon_holds_the_guest_up_no_longer_than_the_deadline() {
     must("kill", &["-STOP", &daemon.pid().to_string()]);
     thread::sleep(Duration::from_secs(3));
     must("kill", &["-CONT", &daemon.pid().to_string()]);
+    // It says so as soon as it can: why the taps are gone is found out later.
+    thread::sleep(Duration::from_millis(500));
+    let info = daemon.json(&["info", &name]);
+    let known = info["gaps"].to_string().contains("tap-lost");
+    assert!(known || info["state"] == "retrying", "{info}");
     let longest = writing.join().expect("the guest's load went well");
     eprintln!("longest write while the daemon was stopped: {longest} ms");
     assert!(longest < BOUND_MS, "{longest} ms");
@@ -188,9 +196,24 @@ fn a_disk_that_hangs_is_an_overload_and_no_burden_to_the_guest() {
     guest.sh("dd if=/dev/urandom of=/dev/vda bs=1M count=8 oflag=direct");
     let old = daemon.json(&["point-create", &name, "--label", "before"]);
 
+    // Nobody is kept waiting for long, whatever is asked; the guest writes little meanwhile, and nothing is overdue.
     disk.hang();
+    let writing = load(&name, 2);
+    let asked = Instant::now();
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            daemon.refused(&["point-create", &name, "--label", "lost"], DISK_SILENT);
+        });
+        thread::sleep(Duration::from_millis(500));
+        at_once(|| daemon.json(&["info", &name]));
+        asking.join().expect("it is refused");
+    });
+    assert!(asked.elapsed() < Duration::from_secs(8), "{asked:?}");
+    let longest = writing.join().expect("the guest's load went well");
+    assert!(longest < BOUND_MS, "{longest} ms");
+
     // More than the IO buffer holds.
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     guest.sh("for i in 1 2 3; do dd if=/dev/urandom of=/dev/vda bs=1M count=60 oflag=direct || exit 1; done");
     eprintln!(
         "180 MiB while the harbor's disk hung: {:?}",
@@ -198,9 +221,17 @@ fn a_disk_that_hangs_is_an_overload_and_no_burden_to_the_guest() {
     );
     let longest = load(&name, 2).join().expect("the guest's load went well");
     assert!(longest < BOUND_MS, "{longest} ms");
-    let info = daemon.json(&["info", &name]);
+    let info = at_once(|| daemon.json(&["info", &name]));
     assert_eq!(info["state"], "retrying", "{info}");
+    let asked = Instant::now();
+    daemon.refused(&["suspend", &name], DISK_SILENT);
+    assert!(asked.elapsed() < Duration::from_secs(12), "{asked:?}");
+    at_once(|| daemon.refused(&["point-create", &name], "retrying"));
+
+    // What was wanted meanwhile is followed.
     disk.answer();
+    daemon.wait_state(&name, "suspended", SOON);
+    daemon.ok(&["resume", &name]);
     daemon.wait_state(&name, "protected", SOON);
     let reasons = gaps(&daemon, &name);
     assert!(reasons.iter().any(|gap| gap == "overload"), "{reasons:?}");
@@ -211,5 +242,49 @@ fn a_disk_that_hangs_is_an_overload_and_no_burden_to_the_guest() {
             .to_string()
             .contains(&format!("\"id\":{}", old["id"]))
     );
+    daemon.stop();
+}
+
+/// Asks what has to be answered without waiting for any disk.
+fn at_once<T>(ask: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let answer = ask();
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(1), "answered after {took:?}");
+    answer
+}
+
+#[test]
+fn a_daemon_whose_disk_hangs_ends_when_it_is_told_to() {
+    if !needs_libvirt() {
+        return;
+    }
+    let name = unique("term");
+    let guest = Guest::start(&name, &[("qcow2", 64 << 20)]);
+    let mut daemon = Daemon::start();
+    let disk = HangingFs::mount(&daemon.harbors(), &daemon.dir.join("harbors.img"), 700);
+    daemon.ok(&["protect", &name]);
+    guest.sh("dd if=/dev/urandom of=/dev/vda bs=1M count=8 oflag=direct");
+    disk.hang();
+    let writing = load(&name, 14);
+    thread::sleep(Duration::from_secs(1));
+    let pid = daemon.pid().to_string();
+    must("kill", &["-TERM", &pid]);
+    // The kernel keeps the threads that the disk holds; the process itself has ended.
+    wait_for("it has ended", Duration::from_secs(10), || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        match stat.rsplit_once(") ").map(|(_, rest)| rest) {
+            Some(rest) if !rest.starts_with('Z') => Err(stat),
+            _ => Ok(()),
+        }
+    });
+    let longest = writing.join().expect("the guest's load went well");
+    eprintln!("longest write while the daemon ended: {longest} ms");
+    assert!(longest < BOUND_MS, "{longest} ms");
+    disk.answer();
+    daemon.stop();
+    daemon.start_again();
+    daemon.wait_state(&name, "protected", SOON);
+    newest_equals(&daemon, &guest, &name);
     daemon.stop();
 }

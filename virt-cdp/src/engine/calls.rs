@@ -1,6 +1,9 @@
 //! The calls of the API, each handed to the part of the engine that does it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use cdp_core::{MachineSource, Mode, machine::FORMAT_VERSION};
 use libvirt_driver::apparmor;
@@ -9,7 +12,7 @@ use super::{
     Engine,
     errors::from_harbor,
     export, guard,
-    machine::{Command, Machine, PointWish, State},
+    machine::{Machine, OBEY_DEADLINE, PointWish, State},
     messages, moments,
     quiesce::Made,
     views::Holder,
@@ -145,7 +148,7 @@ impl api::Engine for EngineHandle {
             true => self.0.quiesced_point(&machine, label)?,
             false => {
                 let wish = PointWish { label, still: None };
-                let point = machine.ask(|answer| Command::Point(wish, answer))?;
+                let point = machine.point(wish)?;
                 Made {
                     point,
                     note: String::new(),
@@ -266,7 +269,8 @@ impl api::Engine for EngineHandle {
         self.0.views.close_all();
         let machines: Vec<Arc<Machine>> = guard(&self.0.machines).values().cloned().collect();
         machines.iter().for_each(|m| m.begin_hand_over());
-        machines.iter().for_each(|m| m.join());
+        let give_up = Instant::now() + OBEY_DEADLINE;
+        machines.iter().for_each(|m| m.join(give_up));
         if let Err(error) = self.0.watch.hand_over() {
             tracing::error!(%error, "there is no guard to hand over to; the taps end");
         }
@@ -276,7 +280,8 @@ impl api::Engine for EngineHandle {
         self.0.jobs.cancel_all();
         let machines: Vec<Arc<Machine>> = guard(&self.0.machines).values().cloned().collect();
         machines.iter().for_each(|m| m.begin_shutdown());
-        machines.iter().for_each(|m| m.join());
+        let give_up = Instant::now() + OBEY_DEADLINE;
+        machines.iter().for_each(|m| m.join(give_up));
         self.0.views.close_all();
     }
 }

@@ -298,6 +298,11 @@ impl Capture {
             .collect()
     }
 
+    /// True when a tap was lost, or is about to be: its connection is closed.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.taps.iter().any(|t| t.tap.tap().is_closed())
+    }
+
     /// The volumes that are tapped.
     pub(crate) fn volumes(&self) -> Vec<VolumeId> {
         self.taps.iter().map(|t| t.id).collect()

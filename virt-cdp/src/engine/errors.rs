@@ -8,6 +8,16 @@ use qemu_hook::monitor::MonitorError;
 
 use crate::api::{ApiError, ApiErrorKind};
 
+/// What is to be done about a disk that does not answer.
+const DISK_HINT: &str =
+    "see what holds up the file system under state_dir; the guest is not held up by it";
+
+/// Says that something waits for a disk that does not answer, and what becomes of it.
+pub(crate) fn disk_silent(what: &str) -> ApiError {
+    let what = format!("the harbor's disk does not answer: {what}");
+    ApiError::new(ApiErrorKind::Unavailable, what).hint(DISK_HINT)
+}
+
 /// Joins an error and its causes into one sentence, leaving out what is said already.
 pub(crate) fn sentence(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -50,6 +60,7 @@ pub(crate) fn from_harbor(error: HarborError) -> ApiError {
             K::FailedPrecondition,
             Some("wait until the seed has finished; see info"),
         ),
+        HarborError::Overdue { .. } => (K::Unavailable, Some(DISK_HINT)),
         HarborError::Cancelled => (K::FailedPrecondition, None),
         HarborError::InvalidDescription(_) | HarborError::TooLong { .. } => {
             (K::InvalidArgument, None)

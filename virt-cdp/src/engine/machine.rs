@@ -4,20 +4,35 @@
 //! API calls share. Invariant: what a call reads here is a snapshot; nothing here waits for QEMU.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, TryLockError, mpsc},
+    sync::{
+        Arc, Mutex, MutexGuard, TryLockError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use cdp_core::{Harbor, MachineDescription, Mode, Point, RecorderStats, Timestamp, VolumeId};
+use cdp_core::{
+    Harbor, MachineDescription, Mode, Point, PointUnderWay, RecorderStats, Timestamp, VolumeId,
+};
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
-    engine::{guard, quiesce::Quiet, reading::ReadProgress},
+    engine::{errors::from_harbor, guard, quiesce::Quiet, reading::ReadProgress},
 };
 
 /// How long a command may take; a detach waits for QEMU.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How long a point that somebody asks for may take to reach stable storage.
+const POINT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a supervisor may take until it begins to put everything down.
+pub(crate) const OBEY_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether a supervisor has ended.
+const END_POLL: Duration = Duration::from_millis(10);
 
 /// What a machine is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,8 +164,8 @@ pub(crate) enum Command {
     TakeIn(Vec<String>, mpsc::Sender<ApiResult<()>>),
     /// Change what the user wants.
     SetMode(Mode, mpsc::Sender<ApiResult<()>>),
-    /// Make a point now.
-    Point(PointWish, mpsc::Sender<ApiResult<Point>>),
+    /// Begin a point now; whoever asks waits for it to be on stable storage.
+    Point(PointWish, mpsc::Sender<ApiResult<PointUnderWay>>),
     /// Say what a quiesced point needs, if points can be made.
     Quiet(mpsc::Sender<ApiResult<Quiet>>),
     /// Put everything down; the thread ends.
@@ -169,6 +184,8 @@ pub(crate) struct Machine {
     status: Mutex<Status>,
     commands: mpsc::Sender<Command>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// The supervisor has begun to put everything down.
+    leaving: AtomicBool,
     /// How its source said that it ended, since the last capture began.
     end: Mutex<Option<String>>,
 }
@@ -195,6 +212,7 @@ impl Machine {
             status: Mutex::new(status),
             commands,
             thread: Mutex::new(None),
+            leaving: AtomicBool::new(false),
             end: Mutex::new(None),
         };
         (machine, receiver)
@@ -316,6 +334,12 @@ impl Machine {
         }
     }
 
+    /// Has a point made, and waits on this thread until it is on stable storage.
+    pub(crate) fn point(&self, wish: PointWish) -> ApiResult<Point> {
+        let begun = self.ask(|answer| Command::Point(wish, answer))?;
+        begun.wait(POINT_DEADLINE).map_err(from_harbor)
+    }
+
     /// Begins to put the machine down; [`join`](Self::join) waits for it.
     pub(crate) fn begin_shutdown(&self) {
         let _ = self.commands.send(Command::Shutdown);
@@ -326,12 +350,25 @@ impl Machine {
         let _ = self.commands.send(Command::HandOver);
     }
 
-    /// Waits until the supervisor has put everything down.
-    pub(crate) fn join(&self) {
-        let thread = guard(&self.thread).take();
-        if let Some(thread) = thread {
-            let _ = thread.join();
+    /// The supervisor puts everything down now, which takes no longer than a disk that hangs is waited for.
+    pub(crate) fn note_leaving(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits until the supervisor has put everything down; one that has not even begun by `give_up`, because its disk
+    /// or its QEMU hangs, is left behind.
+    pub(crate) fn join(&self, give_up: Instant) {
+        let Some(thread) = guard(&self.thread).take() else {
+            return;
+        };
+        while !thread.is_finished() {
+            if !self.leaving.load(Ordering::SeqCst) && Instant::now() >= give_up {
+                let machine = &self.name;
+                return tracing::error!(machine, "left behind: its disk or its QEMU hangs");
+            }
+            std::thread::sleep(END_POLL);
         }
+        let _ = thread.join();
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a call that is refused has changed nothing; a harbor that was made for it is gone again.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{fs, path::PathBuf, sync::Arc, time::Instant};
 
 use cdp_core::{
     Harbor, MachineDescription, MachineSource, Mode, VolumeDescription, VolumeId,
@@ -16,7 +16,7 @@ use crate::{
         Engine,
         errors::{from_harbor, from_libvirt, sentence},
         guard,
-        machine::{Command, Machine, now},
+        machine::{COMMAND_DEADLINE, Command, Machine, now},
         messages, names,
         source::{Found, Presence},
     },
@@ -322,7 +322,7 @@ impl Engine {
         let machine = guard(&self.machines).remove(name);
         if let Some(machine) = machine {
             machine.begin_shutdown();
-            machine.join();
+            machine.join(Instant::now() + COMMAND_DEADLINE);
         }
     }
 

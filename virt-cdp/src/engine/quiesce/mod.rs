@@ -32,6 +32,7 @@ use self::{
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
     engine::{
+        errors::sentence,
         machine::{Command, Machine, PointWish, Still, now},
         source::Source,
         upkeep::QemuSide,
@@ -122,7 +123,7 @@ pub(crate) fn point(
     };
     let point = match made {
         Some(point) => point,
-        None => machine.ask(|answer| Command::Point(PointWish { label, still: None }, answer))?,
+        None => machine.point(PointWish { label, still: None })?,
     };
     Ok(Made {
         point,
@@ -227,9 +228,11 @@ impl Stand for MachineStand<'_> {
             label: self.label.clone(),
             still: Some(still),
         };
-        self.machine
+        let begun = self
+            .machine
             .ask_within(left(), |answer| Command::Point(wish, answer))
-            .map_err(|e| e.what)
+            .map_err(|e| e.what)?;
+        begun.wait(left()).map_err(|e| sentence(&e))
     }
 }
 

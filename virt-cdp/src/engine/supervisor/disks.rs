@@ -11,11 +11,11 @@ use std::time::Instant;
 
 use cdp_core::VolumeId;
 
-use super::{End, Supervisor};
+use super::{End, Supervisor, mode::DISK_DEADLINE};
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
     engine::{
-        errors::{from_harbor, sentence},
+        errors::{disk_silent, from_harbor, sentence},
         source::{Found, Presence},
         upkeep::{Changes, Task, Upkeep},
         volumes,
@@ -65,8 +65,8 @@ impl Supervisor {
             return Ok(());
         };
         let recorder = active.capture.recorder().clone();
-        recorder.point_if_written().map_err(from_harbor)?;
-        let head = recorder.sync().map_err(from_harbor)?;
+        recorder.begin_point_if_written().map_err(from_harbor)?;
+        let head = recorder.sync_within(DISK_DEADLINE).map_err(from_harbor)?;
         let mut description = harbor.description();
         for volume in description
             .volumes
@@ -131,7 +131,9 @@ impl Supervisor {
             .iter()
             .map(|target| chosen(&self.machine.name, &found, target))
             .collect::<ApiResult<Vec<_>>>()?;
-        self.put_down(End::DiskAdded);
+        if !self.put_down(End::DiskAdded) {
+            return Err(disk_silent("no disk is taken in meanwhile"));
+        }
         let mut description = before.clone();
         for (target, node) in chosen {
             let late = volumes::late(&description, target, node, harbor.head());

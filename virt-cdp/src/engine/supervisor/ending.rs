@@ -16,7 +16,7 @@ use qemu_hook::{
     tap::hang_up,
 };
 
-use super::{Supervisor, WATCH_INTERVAL};
+use super::{Supervisor, WATCH_INTERVAL, closing::Rest};
 use crate::{
     api::{ApiError, ApiErrorKind},
     engine::{
@@ -33,6 +33,9 @@ const STOP_NOTICE: Duration = Duration::from_secs(3);
 
 /// How long libvirt's event of an end may take when the domain is gone already.
 const EVENT_NOTICE: Duration = Duration::from_secs(1);
+
+/// What is said of a machine whose tap was overdue.
+pub(super) const OVERLOAD: &str = "the harbor's disk does not take the guest's writes in time";
 
 /// Why a capture ends.
 #[derive(Debug, Clone, Copy)]
@@ -58,14 +61,20 @@ pub(super) enum End {
 impl Supervisor {
     /// A tap has ended: it was overdue, or QEMU let go of it, because it ended itself or a mirror was cancelled.
     pub(super) fn tap_lost(&mut self) {
-        if self
-            .capture
-            .as_ref()
-            .is_some_and(|active| active.capture.is_overdue())
-        {
-            self.put_down(End::Overload);
-            let what = "the harbor's disk did not take the guest's writes in time, so the guest goes on without us";
-            self.failed(&ApiError::new(ApiErrorKind::Unavailable, what));
+        let overdue = |active: &super::Active| active.capture.is_overdue();
+        let overdue = self.capture.as_ref().is_some_and(overdue);
+        // From here on points are missing, also while it is found out why.
+        self.machine
+            .set_state(State::Retrying, if overdue { OVERLOAD } else { "" });
+        if overdue {
+            tracing::warn!(
+                machine = self.machine.name,
+                "a reply to QEMU was overdue; its tap was closed"
+            );
+            if self.put_down(End::Overload) {
+                let what = "the harbor's disk did not take the guest's writes in time, so the guest goes on without us";
+                self.failed(&ApiError::new(ApiErrorKind::Unavailable, what));
+            }
         } else if let Some(end) = self.how_it_ended() {
             self.put_down(end);
             self.look_at = Instant::now();
@@ -112,17 +121,18 @@ impl Supervisor {
         }
     }
 
-    /// Ends the capture: a last point where one can be made, then the gap.
+    /// Ends the capture: a last point where one can be made, then the gap. False when the harbor's disk does not
+    /// answer: the guest is free of us all the same, and the rest is done once it does.
     ///
     /// While the machine runs, a point is made before the first tap goes: taps go one after the other, and
     /// what comes through the last ones without the first is no state of the machine. When QEMU has ended,
     /// the last point is made after the last tap.
-    pub(super) fn put_down(&mut self, end: End) {
-        let Some(mut active) = self.capture.take() else {
-            return;
+    pub(super) fn put_down(&mut self, end: End) -> bool {
+        let Some(active) = self.capture.take() else {
+            return self.is_closed();
         };
         let detail = match end {
-            End::Overload => "the harbor's disk does not take the guest's writes in time",
+            End::Overload => OVERLOAD,
             _ => "",
         };
         if !matches!(end, End::Suspended | End::DaemonStopped) {
@@ -133,69 +143,33 @@ impl Supervisor {
             active.capture.hang_up();
         }
         let (confirmed, here) = (active.upkeep.confirmed(), active.upkeep.here());
-        let recorder = active.capture.recorder().clone();
-        let last_point = || {
-            if active.ready
-                && let Err(error) = recorder.point_if_written()
-            {
-                tracing::warn!(
-                    machine = self.machine.name,
-                    error = sentence(&error),
-                    "no last point"
-                );
-            }
-        };
-        let (reason, start) = match end {
-            End::MachineStopped => {
-                if active.capture.wait_end() {
-                    last_point();
-                    if active.ready
-                        && let Err(error) = active.capture.rest()
-                    {
-                        tracing::warn!(machine = self.machine.name, %error, "the images' rest is not noted");
-                    }
-                }
-                (GapReason::GuestOff, now())
-            }
-            // What came since may be older than what the other QEMU has written.
+        let gap = match end {
+            End::MachineStopped => (GapReason::GuestOff, now()),
             End::WentElsewhere => (GapReason::GuestOff, here.time),
-            End::Suspended | End::DaemonStopped | End::DiskAdded => {
-                last_point();
-                let reason = match end {
-                    End::Suspended => GapReason::Suspended,
-                    End::DiskAdded => GapReason::Seeding,
-                    _ => GapReason::DaemonStopped,
-                };
-                (reason, now())
-            }
+            End::Suspended => (GapReason::Suspended, now()),
+            End::DiskAdded => (GapReason::Seeding, now()),
+            End::DaemonStopped => (GapReason::DaemonStopped, now()),
             // From when on the mirrors did not stand is not known better than that.
             End::TapLost => (GapReason::TapLost, confirmed.time),
             End::Overload => (GapReason::Overload, confirmed.time),
             End::JournalFailed => (GapReason::JournalFailed, now()),
         };
-        drop(active.upkeep);
-        self.gap = Some((reason, start));
-        // Without a base point there are no points that could be missing.
-        let recorded = match end {
-            _ if !self.harbor().is_seeded() => Ok(()),
-            End::TapLost | End::Overload => recorder.open_gap_since(reason, start, confirmed.head),
-            End::WentElsewhere => recorder.open_gap_since(reason, start, here.head),
-            _ => recorder.open_gap(reason, start),
-        };
-        if let Err(error) = recorded {
-            tracing::warn!(
-                machine = self.machine.name,
-                error = sentence(&error),
-                "the gap is not recorded yet"
-            );
-        }
-        active.capture.detach();
-        active.capture.end();
+        self.gap = Some(gap);
+        let seeded = self.harbor().is_seeded();
+        let closed = self.close(Rest {
+            end,
+            active,
+            gap,
+            confirmed,
+            here,
+            seeded,
+        });
         self.machine.update(|s| {
             s.attached.clear();
             s.progress = None;
             s.stats = None;
         });
+        closed
     }
 
     /// Removes what marks writes in the images; those of a machine that is off keep theirs.

@@ -7,8 +7,10 @@
 //! Invariant: points are made only between a capture's barrier and its end. What a crash leaves is put
 //! right by the next start: the journal is whole up to its tail, the time since is a gap.
 
+mod closing;
 mod disks;
 mod ending;
+mod mode;
 mod points;
 
 use std::{
@@ -18,14 +20,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cdp_core::{GapReason, Grade, Harbor, MachineDescription, Mode, Timestamp, VolumeId};
+use cdp_core::{GapReason, Harbor, MachineDescription, Mode, PointUnderWay, Timestamp, VolumeId};
 
-use self::ending::End;
+use self::{closing::Closing, ending::End};
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
     engine::{
-        capture::{Capture, Place, ReadState},
-        errors::{from_harbor, sentence},
+        capture::{Capture, Place},
+        errors::{disk_silent, from_harbor, sentence},
         machine::{Command, Doubt, Machine, State, now},
         source::{self, Found, Presence, Source},
         upkeep::{Confirmed, Task, Upkeep, keep_definition},
@@ -44,6 +46,8 @@ const PRESENCE_INTERVAL: Duration = Duration::from_secs(2);
 const EXPECT_TIME: Duration = Duration::from_secs(10);
 /// Pause after the first failure; doubles up to the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// What is said of a machine whose last capture is not closed yet.
+const DISK_HANGS: &str = "the harbor's disk does not answer";
 /// What is said of a machine that is on its way to or from another host.
 const MIGRATING: &str = "it is being migrated";
 /// The longest pause between two attempts.
@@ -75,6 +79,12 @@ struct Supervisor {
     expected_until: Instant,
     pause: Duration,
     gap: Option<(GapReason, Timestamp)>,
+    /// What the user wants, as far as it has been followed.
+    followed: Mode,
+    /// A capture of before that waits for the disk.
+    closing: Option<Closing>,
+    /// Work on the harbor's disk that this thread does not wait for.
+    disk_work: Option<thread::JoinHandle<()>>,
 }
 
 /// A capture and what belongs to it.
@@ -85,6 +95,8 @@ struct Active {
     /// Which run of QEMU it is, as [`Presence::Running`] says.
     run: String,
     ready: bool,
+    /// The first point after the barrier, until it is on stable storage.
+    first_point: Option<PointUnderWay>,
     upkeep: Upkeep,
     /// What the upkeep was started with.
     task: Task,
@@ -120,6 +132,9 @@ pub(crate) fn start(
         expected_until: Instant::now(),
         pause: RETRY_FIRST,
         gap,
+        followed: harbor.description().mode,
+        closing: None,
+        disk_work: None,
     };
     let thread = thread::Builder::new()
         .name(format!("vm-{}", supervisor.tag))
@@ -135,12 +150,16 @@ impl Supervisor {
         loop {
             match commands.recv_timeout(self.next_wait()) {
                 Ok(Command::Shutdown) | Err(mpsc::RecvTimeoutError::Disconnected) => break,
-                Ok(Command::HandOver) => return self.hand_over(),
+                Ok(Command::HandOver) => {
+                    self.machine.note_leaving();
+                    return self.hand_over();
+                }
                 Ok(command) => self.obey(command),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
             self.look();
         }
+        self.machine.note_leaving();
         self.put_down(End::DaemonStopped);
     }
 
@@ -191,13 +210,29 @@ impl Supervisor {
 
     /// Brings what is into line with what is wanted.
     fn look(&mut self) {
-        match self.harbor().description().mode {
-            Mode::Active => {}
-            Mode::Suspended => return self.machine.set_state(State::Suspended, ""),
-            Mode::Released => return self.machine.set_state(State::Unprotected, ""),
+        let mode = self.harbor().description().mode;
+        if mode != self.followed && self.is_closed() {
+            // It was wanted while the disk did not answer.
+            if let Err(error) = self.follow(mode) {
+                tracing::warn!(machine = self.machine.name, %error, "not put down yet");
+            }
         }
+        let off = match mode {
+            Mode::Active => None,
+            Mode::Suspended => Some(State::Suspended),
+            Mode::Released => Some(State::Unprotected),
+        };
+        if let Some(state) = off {
+            self.look_at = Instant::now() + PRESENCE_INTERVAL;
+            return self.machine.set_state(state, "");
+        }
+        let closed = self.is_closed();
         match &self.capture {
             Some(_) => self.look_at_capture(),
+            None if !closed => {
+                self.look_at = Instant::now() + PRESENCE_INTERVAL;
+                self.machine.set_state(State::Retrying, DISK_HANGS);
+            }
             None if Instant::now() >= self.look_at => self.look_at_machine(),
             None => {}
         }
@@ -244,6 +279,9 @@ impl Supervisor {
     fn try_capture(&mut self) -> ApiResult<()> {
         if self.capture.is_some() {
             return Ok(());
+        }
+        if !self.is_closed() {
+            return Err(disk_silent("the capture before is not closed yet"));
         }
         self.recover_if_failed()?;
         let harbor = self.harbor();
@@ -344,6 +382,7 @@ impl Supervisor {
             number: self.captures,
             run,
             ready,
+            first_point: None,
             upkeep,
             task,
             next_point: Instant::now(),
@@ -387,6 +426,10 @@ impl Supervisor {
         if active.upkeep.lost() || !active.capture.lost().is_empty() {
             return self.tap_lost();
         }
+        if active.capture.is_cut() {
+            // The guard has closed it, or QEMU: the tap itself learns it in a moment.
+            return self.machine.set_state(State::Retrying, "");
+        }
         if !self.look_at_disks() {
             return;
         }
@@ -394,21 +437,7 @@ impl Supervisor {
             return;
         };
         if !active.ready {
-            match active.capture.read_state() {
-                ReadState::Reading => {}
-                ReadState::Finished(resync) => {
-                    if resync.is_some() {
-                        self.machine.update(|s| s.last_resync = resync);
-                    }
-                    self.became_ready();
-                }
-                ReadState::Idle => self.became_ready(),
-                ReadState::Failed(error) => {
-                    self.put_down(End::TapLost);
-                    self.failed(&error);
-                }
-            }
-            return;
+            return self.look_at_reading();
         }
         // After having been stopped, what became of the taps meanwhile is learnt first.
         if !slept && Instant::now() >= active.next_point {
@@ -423,60 +452,6 @@ impl Supervisor {
                 );
             }
         }
-    }
-
-    /// The barrier was reached: the gap ends, points begin.
-    fn became_ready(&mut self) {
-        let interval = Duration::from_millis(self.machine.description().point_interval_ms);
-        let Some(active) = &mut self.capture else {
-            return;
-        };
-        let recorder = active.capture.recorder();
-        let begun = recorder
-            .close_gap()
-            .and_then(|()| recorder.point(Grade::Crash, None));
-        if let Err(error) = begun {
-            return tracing::warn!(
-                machine = self.machine.name,
-                error = sentence(&error),
-                "no first point"
-            );
-        }
-        active.ready = true;
-        active.next_point = Instant::now() + interval;
-        self.gap = None;
-        self.pause = RETRY_FIRST;
-        self.machine.update(|s| s.progress = None);
-        self.machine.set_state(State::Protected, "");
-    }
-
-    fn set_mode(&mut self, mode: Mode) -> ApiResult<()> {
-        let harbor = self.harbor();
-        let mut description = harbor.description();
-        if description.mode == mode {
-            return Ok(());
-        }
-        description.mode = mode;
-        harbor.set_description(description).map_err(from_harbor)?;
-        match mode {
-            Mode::Active => {
-                self.machine.set_state(State::Starting, "");
-                self.pause = RETRY_FIRST;
-                self.look_at = Instant::now();
-            }
-            Mode::Suspended => {
-                self.put_down(End::Suspended);
-                self.setting.source.release();
-                self.machine.set_state(State::Suspended, "");
-            }
-            Mode::Released => {
-                self.put_down(End::Suspended);
-                self.remove_bitmaps();
-                self.setting.source.release();
-                self.machine.set_state(State::Unprotected, "");
-            }
-        }
-        Ok(())
     }
 }
 

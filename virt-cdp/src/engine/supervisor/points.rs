@@ -1,15 +1,22 @@
-//! Points that somebody asks for.
+//! Points: the first one after the barrier, and those that somebody asks for.
+//!
+//! Here they are begun. Nobody waits on this thread until they are on stable storage: a disk that hangs must not keep
+//! it from noticing what comes of it. Whoever asked for a point waits, and the first one is looked at again.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use cdp_core::{Grade, Point};
+use cdp_core::{Grade, PointUnderWay};
 
-use super::{Active, Supervisor};
+use super::{Active, RETRY_FIRST, Supervisor, WATCH_INTERVAL, ending::End};
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
     engine::{
-        errors::from_harbor,
-        machine::{PointWish, Still},
+        capture::ReadState,
+        errors::{from_harbor, sentence},
+        machine::{PointWish, State, Still},
         quiesce::Quiet,
     },
 };
@@ -18,7 +25,7 @@ impl Supervisor {
     /// The capture, if points can be made of it now.
     fn marking(&self) -> ApiResult<&Active> {
         match &self.capture {
-            Some(active) if active.ready && active.capture.lost().is_empty() => Ok(active),
+            Some(active) if active.ready && !active.capture.is_cut() => Ok(active),
             _ => {
                 let state = self.machine.status().state.name();
                 let what = format!(
@@ -31,20 +38,92 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn make_point(&self, wish: &PointWish) -> ApiResult<Point> {
+    /// Looks how the reading of the disks, or the first point after it, stands.
+    pub(super) fn look_at_reading(&mut self) {
+        let Some(active) = &mut self.capture else {
+            return;
+        };
+        if active.first_point.is_some() {
+            return self.look_at_first_point();
+        }
+        match active.capture.read_state() {
+            ReadState::Reading => {}
+            ReadState::Finished(resync) => {
+                if resync.is_some() {
+                    self.machine.update(|s| s.last_resync = resync);
+                }
+                self.begin_first_point();
+            }
+            ReadState::Idle => self.begin_first_point(),
+            ReadState::Failed(error) => {
+                self.put_down(End::TapLost);
+                self.failed(&error);
+            }
+        }
+    }
+
+    /// The barrier was reached: the gap ends, points begin.
+    fn begin_first_point(&mut self) {
+        let Some(active) = &mut self.capture else {
+            return;
+        };
+        let recorder = active.capture.recorder();
+        let begun = recorder
+            .begin_close_gap()
+            .and_then(|_| recorder.begin_point(Grade::Crash, None));
+        match begun {
+            Ok(point) => active.first_point = Some(point),
+            Err(error) => {
+                let error = sentence(&error);
+                return tracing::warn!(machine = self.machine.name, error, "no first point");
+            }
+        }
+        self.look_at_first_point();
+    }
+
+    /// The machine is protected once its first point is on stable storage.
+    fn look_at_first_point(&mut self) {
+        let interval = Duration::from_millis(self.machine.description().point_interval_ms);
+        let Some(active) = &mut self.capture else {
+            return;
+        };
+        // No longer than between two looks.
+        let durable = active
+            .first_point
+            .as_ref()
+            .map_or(Ok(false), |point| point.is_durable(WATCH_INTERVAL));
+        match durable {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                let error = sentence(&error);
+                return tracing::warn!(machine = self.machine.name, error, "no first point");
+            }
+        }
+        active.first_point = None;
+        active.ready = true;
+        active.next_point = Instant::now() + interval;
+        self.gap = None;
+        self.pause = RETRY_FIRST;
+        self.machine.update(|s| s.progress = None);
+        self.machine.set_state(State::Protected, "");
+    }
+
+    /// Begins a point that somebody asks for.
+    pub(super) fn make_point(&self, wish: &PointWish) -> ApiResult<PointUnderWay> {
         let active = self.marking()?;
         let recorder = active.capture.recorder();
         let label = wish.label.as_deref();
         let unwanted = |what: &str| Err(ApiError::new(ApiErrorKind::FailedPrecondition, what));
         let made = match wish.still {
-            None => recorder.point(Grade::Crash, label),
+            None => recorder.begin_point(Grade::Crash, label),
             Some(still) if still.capture != active.number => {
                 return unwanted("the capture was begun anew meanwhile");
             }
             Some(still) if Instant::now() > still.until => {
                 return unwanted("it is too late for the point");
             }
-            Some(still) => recorder.point_if_still(still.writes, label),
+            Some(still) => recorder.begin_point_if_still(still.writes, label),
         };
         made.map_err(from_harbor)
     }

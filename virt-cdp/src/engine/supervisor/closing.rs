@@ -1,0 +1,147 @@
+//! A capture that is put down: what may wait for QEMU or for the harbor's disk is done by a thread of its own.
+//!
+//! In order: a last point where one can be made, the gap, the mirrors' end, the journal's. The supervisor waits for
+//! that as long as the journal gets on. When it does not, because the disk hangs, the supervisor goes on: the guest has
+//! been let go, or is by the bypass, and the thread ends when the disk answers. Until then no capture begins.
+//!
+//! A crash leaves the journal without the gap's beginning: the next start takes the newest point for that.
+
+use std::{
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use cdp_core::{GapReason, Recorder, Timestamp};
+
+use super::{Active, Supervisor, ending::End};
+use crate::engine::{errors::sentence, machine::Machine, upkeep::Confirmed};
+
+/// How long the journal may stand still while a capture is put down, before it is not waited for any more.
+const STANDSTILL: Duration = Duration::from_secs(4);
+/// How often it is looked at meanwhile.
+const POLL: Duration = Duration::from_millis(5);
+
+/// A capture that is being put down.
+pub(super) struct Closing {
+    thread: JoinHandle<()>,
+    recorder: Recorder,
+}
+
+/// What is still to be done about a capture that has ended.
+pub(super) struct Rest {
+    pub(super) end: End,
+    pub(super) active: Active,
+    /// The gap that follows, and up to where everything before it is sound.
+    pub(super) gap: (GapReason, Timestamp),
+    pub(super) confirmed: Confirmed,
+    pub(super) here: Confirmed,
+    pub(super) seeded: bool,
+}
+
+impl Supervisor {
+    /// Has the rest done about a capture; false when the disk did not answer and it is still under way.
+    pub(super) fn close(&mut self, rest: Rest) -> bool {
+        let recorder = rest.active.capture.recorder().clone();
+        let machine = Arc::clone(&self.machine);
+        let name = format!("end-{}", self.tag);
+        // Handed over in a cell, so that it is still there when there is no thread.
+        let slot = Arc::new(std::sync::Mutex::new(Some(rest)));
+        let theirs = Arc::clone(&slot);
+        let spawned = thread::Builder::new().name(name).spawn(move || {
+            if let Some(rest) = crate::engine::guard(&theirs).take() {
+                rest.finish(&machine);
+            }
+            machine.wake();
+        });
+        let thread = match spawned {
+            Ok(thread) => thread,
+            Err(_) => {
+                if let Some(rest) = crate::engine::guard(&slot).take() {
+                    rest.finish(&self.machine);
+                }
+                return true;
+            }
+        };
+        self.closing = Some(Closing { thread, recorder });
+        let progress = |closing: &Closing| {
+            let stats = closing.recorder.stats();
+            (stats.durable, stats.journal_bytes, stats.syncs)
+        };
+        let (mut moved, mut last) = (Instant::now(), None);
+        while !self.is_closed() {
+            let now = self.closing.as_ref().map(progress);
+            if now != last {
+                (moved, last) = (Instant::now(), now);
+            }
+            if moved.elapsed() > STANDSTILL {
+                tracing::warn!(
+                    machine = self.machine.name,
+                    "the journal is not closed yet: its disk does not answer"
+                );
+                return false;
+            }
+            thread::sleep(POLL);
+        }
+        true
+    }
+
+    /// True when no capture of before is still being put down.
+    pub(super) fn is_closed(&mut self) -> bool {
+        match self.closing.take_if(|c| c.thread.is_finished()) {
+            Some(closing) => {
+                let _ = closing.thread.join();
+                true
+            }
+            None => self.closing.is_none(),
+        }
+    }
+}
+
+impl Rest {
+    fn finish(mut self, machine: &Machine) {
+        let active = &mut self.active;
+        let recorder = active.capture.recorder().clone();
+        let last_point = || {
+            if active.ready
+                && let Err(error) = recorder.point_if_written()
+            {
+                let error = sentence(&error);
+                tracing::warn!(machine = machine.name, error, "no last point");
+            }
+        };
+        match self.end {
+            End::MachineStopped => {
+                if active.capture.wait_end() {
+                    last_point();
+                    if active.ready
+                        && let Err(error) = active.capture.rest()
+                    {
+                        tracing::warn!(machine = machine.name, %error, "the images' rest is not noted");
+                    }
+                }
+            }
+            End::Suspended | End::DaemonStopped | End::DiskAdded => last_point(),
+            End::WentElsewhere | End::TapLost | End::Overload | End::JournalFailed => {}
+        }
+        active.upkeep.stop();
+        let (reason, start) = self.gap;
+        // Without a base point there are no points that could be missing.
+        let recorded = match self.end {
+            _ if !self.seeded => Ok(()),
+            End::TapLost | End::Overload => {
+                recorder.open_gap_since(reason, start, self.confirmed.head)
+            }
+            // What came since may be older than what the other QEMU has written.
+            End::WentElsewhere => recorder.open_gap_since(reason, start, self.here.head),
+            _ => recorder.open_gap(reason, start),
+        };
+        if let Err(error) = recorded {
+            let error = sentence(&error);
+            tracing::warn!(machine = machine.name, error, "the gap is not recorded yet");
+        }
+        drop(recorder);
+        active.capture.detach();
+        self.active.capture.end();
+    }
+}
