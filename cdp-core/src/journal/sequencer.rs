@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use super::age::Ages;
 use super::draft::{Draft, Payload, record_cost};
 use super::touched::Touched;
-use crate::bounds::FRAME_LINGER;
 use crate::buffer::{Budget, Room};
 use crate::clock::{Clock, Timestamp};
 use crate::error::{JournalError, Refused};
 use crate::format::{Kind, NO_VOLUME, Record};
+use crate::harbor::pace::Pace;
 use crate::machine::VolumeId;
 use crate::point::{Gap, GapReason, Grade, GradeRule, Point, PointId, Seq, XmlVersion};
 
@@ -107,8 +107,7 @@ struct Line {
 
 /// Gives records their numbers; shared by all recorders of a machine and its writer.
 pub(crate) struct Sequencer {
-    flush_interval: Duration,
-    linger: Duration,
+    pace: Arc<Pace>,
     clock: Arc<dyn Clock>,
     budget: Arc<Budget>,
     line: Mutex<Line>,
@@ -128,14 +127,12 @@ impl std::fmt::Debug for Sequencer {
 }
 
 impl Sequencer {
-    /// Makes a sequencer that goes on from `start`. With `linger`, a small batch waits a little for
-    /// company.
+    /// Makes a sequencer that goes on from `start`.
     pub(crate) fn new(
         start: Start,
         clock: Arc<dyn Clock>,
         budget: Arc<Budget>,
-        flush_interval: Duration,
-        linger: bool,
+        pace: Arc<Pace>,
     ) -> Sequencer {
         let counts = Counts {
             head: start.last_seq,
@@ -161,8 +158,7 @@ impl Sequencer {
             failure_calls: Vec::new(),
         };
         Sequencer {
-            flush_interval,
-            linger: if linger { FRAME_LINGER } else { Duration::ZERO },
+            pace,
             clock,
             budget,
             line: Mutex::new(line),
@@ -391,6 +387,11 @@ impl Sequencer {
             line = self.done.wait(line).unwrap_or_else(PoisonError::into_inner);
         }
         Ok(())
+    }
+
+    /// Has the writer look at the pace again: what it waits for may be due.
+    pub(crate) fn pace_changed(&self) {
+        self.wake(&mut self.lock());
     }
 
     /// Ends the taking of records; the writer goes on until none waits.

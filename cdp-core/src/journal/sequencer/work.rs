@@ -48,7 +48,7 @@ impl Sequencer {
     fn choose(&self, line: &mut Line, now: Instant) -> Result<Work, Option<Instant>> {
         let sync_due = line
             .dirty_since
-            .map(|since| since + self.flush_interval / 2);
+            .map(|since| since + self.pace.flush_interval() / 2);
         let wanted = line.wanted.is_some_and(|(first, _)| first <= line.written);
         if wanted || sync_due.is_some_and(|due| due <= now) {
             return Ok(Work::Sync);
@@ -56,7 +56,7 @@ impl Sequencer {
         let running = matches!(line.phase, Phase::Running);
         let mut wake = sync_due;
         if let Some(front) = line.waiting.front() {
-            let linger_end = front.since + self.linger;
+            let linger_end = front.since + self.pace.linger();
             let at_once = !running || line.wanted.is_some() || line.waiting.len() > 1;
             if at_once || front.is_full() || linger_end <= now {
                 return line.waiting.pop_front().map(Work::Write).ok_or(None);
