@@ -13,7 +13,7 @@ use cdp_core::{Harbor, MachineDescription, Mode, Point, RecorderStats, Timestamp
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
-    engine::{guard, quiesce::Quiet, reading::ReadProgress},
+    engine::{guard, pace::PaceWish, quiesce::Quiet, reading::ReadProgress},
 };
 
 /// How long a command may take; a detach waits for QEMU.
@@ -147,6 +147,8 @@ pub(crate) enum Command {
     Start(mpsc::Sender<ApiResult<()>>),
     /// Take in the disks of those targets.
     TakeIn(Vec<String>, mpsc::Sender<ApiResult<()>>),
+    /// Change ack rule and flush interval; the answer puts them back.
+    SetPace(PaceWish, mpsc::Sender<ApiResult<PaceWish>>),
     /// Change what the user wants.
     SetMode(Mode, mpsc::Sender<ApiResult<()>>),
     /// Make a point now.

@@ -10,6 +10,7 @@
 mod disks;
 mod ending;
 mod points;
+mod wishes;
 
 use std::{
     path::PathBuf,
@@ -171,6 +172,9 @@ impl Supervisor {
             Command::Start(answer) => {
                 let outcome = self.try_capture();
                 let _ = answer.send(outcome);
+            }
+            Command::SetPace(wish, answer) => {
+                let _ = answer.send(self.set_pace(wish));
             }
             Command::SetMode(mode, answer) => {
                 let _ = answer.send(self.set_mode(mode));
@@ -448,35 +452,6 @@ impl Supervisor {
         self.pause = RETRY_FIRST;
         self.machine.update(|s| s.progress = None);
         self.machine.set_state(State::Protected, "");
-    }
-
-    fn set_mode(&mut self, mode: Mode) -> ApiResult<()> {
-        let harbor = self.harbor();
-        let mut description = harbor.description();
-        if description.mode == mode {
-            return Ok(());
-        }
-        description.mode = mode;
-        harbor.set_description(description).map_err(from_harbor)?;
-        match mode {
-            Mode::Active => {
-                self.machine.set_state(State::Starting, "");
-                self.pause = RETRY_FIRST;
-                self.look_at = Instant::now();
-            }
-            Mode::Suspended => {
-                self.put_down(End::Suspended);
-                self.setting.source.release();
-                self.machine.set_state(State::Suspended, "");
-            }
-            Mode::Released => {
-                self.put_down(End::Suspended);
-                self.remove_bitmaps();
-                self.setting.source.release();
-                self.machine.set_state(State::Unprotected, "");
-            }
-        }
-        Ok(())
     }
 }
 
