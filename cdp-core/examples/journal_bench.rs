@@ -93,6 +93,8 @@ fn description() -> MachineDescription {
         point_interval_ms: 1000,
         created: Timestamp(0),
         mode: Mode::Active,
+        ack: None,
+        flush_interval_ms: None,
         source: MachineSource::Qmp {
             socket: "/nowhere".into(),
         },

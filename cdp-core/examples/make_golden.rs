@@ -25,6 +25,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         point_interval_ms: 1000,
         created: now,
         mode: Mode::Active,
+        ack: None,
+        flush_interval_ms: None,
         source: MachineSource::Libvirt {
             uri: "qemu:///system".into(),
             uuid: "0b1d7f4e-0000-4000-8000-000000000002".into(),

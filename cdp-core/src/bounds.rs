@@ -60,6 +60,8 @@ pub const SEGMENT_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 /// A segment reserves at most one part in so many of the room that is left in its file system.
 pub const RESERVED_SHARE: u64 = 4;
+/// At most one part in so many of a file system is kept free.
+pub const KEPT_FREE_SHARE: u64 = 10;
 /// A segment is sealed when it holds this many records, however short it is: they are kept in memory until then.
 pub const SEGMENT_RECORDS_MAX: usize = 64 * 1024;
 

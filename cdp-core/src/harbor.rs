@@ -8,6 +8,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::base::{BasePoint, SeedWriter};
 use crate::clock::Timestamp;
@@ -24,6 +25,7 @@ pub(crate) mod report;
 
 mod layout;
 mod marks;
+pub(crate) mod pace;
 pub(crate) mod shared;
 mod xml;
 
@@ -82,7 +84,18 @@ impl Harbor {
         self.shared.description()
     }
 
-    /// Replaces the machine's description, durable on return.
+    /// Returns when a write may be acknowledged: as the description says, else the options.
+    pub fn ack_rule(&self) -> AckRule {
+        self.shared.pace.ack_rule()
+    }
+
+    /// Returns the longest time a buffered write waits for its sync: as the description says, else the options.
+    pub fn flush_interval(&self) -> Duration {
+        self.shared.pace.flush_interval()
+    }
+
+    /// Replaces the machine's description, durable on return. A recording that runs keeps to its ack rule and flush
+    /// interval from then on.
     ///
     /// # Errors
     /// It is not valid, or has another machine id; the storage failed.

@@ -12,9 +12,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounds::{MACHINE_ID_MAX, SECTOR, VOLUME_SIZE_MAX, VOLUMES_MAX};
+use crate::bounds::{FLUSH_INTERVAL_MAX, MACHINE_ID_MAX, SECTOR, VOLUME_SIZE_MAX, VOLUMES_MAX};
 use crate::clock::Timestamp;
 use crate::error::{HarborError, Result};
+use crate::harbor::AckRule;
 use crate::point::Seq;
 
 /// Newest version of `machine.toml` and of the harbor's layout that this program knows.
@@ -53,6 +54,12 @@ pub struct MachineDescription {
     /// Whether the user wants writes to be captured.
     #[serde(default)]
     pub mode: Mode,
+    /// When a write is acknowledged; none: as the options say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack: Option<AckRule>,
+    /// Longest time a buffered write waits for its sync, in milliseconds; none: as the options say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flush_interval_ms: Option<u64>,
     /// Where the machine runs.
     pub source: MachineSource,
     /// Its protected disks.
@@ -229,6 +236,14 @@ impl MachineDescription {
         }
         if self.machine_id.contains('\0') {
             return broken("machine_id contains a zero byte".into());
+        }
+        if let Some(ms) = self.flush_interval_ms
+            && !(1..=FLUSH_INTERVAL_MAX.as_millis()).contains(&u128::from(ms))
+        {
+            return broken(format!(
+                "flush_interval_ms is {ms}, not 1 to {}",
+                FLUSH_INTERVAL_MAX.as_millis()
+            ));
         }
         if self.volumes.len() > VOLUMES_MAX {
             return broken(format!("more than {VOLUMES_MAX} volumes"));

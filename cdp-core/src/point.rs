@@ -117,7 +117,7 @@ pub enum GapReason {
     Crash,
     /// The IO buffer stayed full, or a reply was overdue.
     Overload,
-    /// The journal's storage failed or was full.
+    /// The journal's storage failed, or was full to the last byte.
     JournalFailed,
     /// The user suspended the protection.
     Suspended,
@@ -127,6 +127,8 @@ pub enum GapReason {
     GuestOff,
     /// Captured again, but what was missed is still being read.
     Resync,
+    /// Less room was left on the journal's file system than is to be kept free.
+    DiskFull,
     /// A reason a newer version wrote.
     #[serde(other)]
     Unknown,
@@ -153,6 +155,7 @@ impl GapReason {
             GapReason::Seeding => 7,
             GapReason::GuestOff => 8,
             GapReason::Resync => 9,
+            GapReason::DiskFull => 10,
         }
     }
 
@@ -168,6 +171,7 @@ impl GapReason {
             7 => GapReason::Seeding,
             8 => GapReason::GuestOff,
             9 => GapReason::Resync,
+            10 => GapReason::DiskFull,
             _ => GapReason::Unknown,
         }
     }

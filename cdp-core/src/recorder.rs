@@ -14,7 +14,6 @@ use crate::bounds::LABEL_MAX;
 use crate::buffer::Budget;
 use crate::clock::Timestamp;
 use crate::error::{HarborError, JournalError, Result};
-use crate::harbor::AckRule;
 use crate::harbor::shared::Shared;
 use crate::journal::sequencer::{Sequencer, Start};
 use crate::journal::writer::Writer;
@@ -49,6 +48,11 @@ impl Recording {
         let head = self.head();
         self.sequencer.wait_durable(head)?;
         Ok(head)
+    }
+
+    /// Has the writer keep to the present flush interval.
+    pub(crate) fn pace_changed(&self) {
+        self.sequencer.pace_changed();
     }
 
     /// Ends the recording and waits for the writer, unless it is the writer that asks.
@@ -180,12 +184,10 @@ impl Recorder {
             .volume(id)
             .ok_or(HarborError::NoSuchVolume(id))?
             .size;
-        let ack_rule = self.recording.shared.options.ack_rule;
         Ok(VolumeRecorder {
             recording: Arc::clone(&self.recording),
             volume: id,
             size,
-            ack_rule,
         })
     }
 
@@ -353,15 +355,7 @@ fn sequencer(shared: &Shared, budget: &Arc<Budget>) -> Result<Sequencer> {
             .is_none_or(|p| p.seq < catalog.end.last_seq),
     };
     drop(catalog);
-    let options = &shared.options;
-    let linger = options.ack_rule == AckRule::Buffered;
-    let clock = Arc::clone(&options.clock);
-    let budget = Arc::clone(budget);
-    Ok(Sequencer::new(
-        start,
-        clock,
-        budget,
-        options.flush_interval,
-        linger,
-    ))
+    let clock = Arc::clone(&shared.options.clock);
+    let (budget, pace) = (Arc::clone(budget), Arc::clone(&shared.pace));
+    Ok(Sequencer::new(start, clock, budget, pace))
 }

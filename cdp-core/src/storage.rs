@@ -11,6 +11,8 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::bounds::KEPT_FREE_SHARE;
+
 pub(crate) mod append;
 mod faulty;
 mod real;
@@ -44,6 +46,19 @@ pub struct Space {
     pub free: u64,
     /// All there is, used or not.
     pub total: u64,
+}
+
+impl Space {
+    /// Returns how many of `wanted` bytes are to be kept free: at most a tenth of all there is, so that a small file
+    /// system can be used.
+    pub fn kept_free(&self, wanted: u64) -> u64 {
+        wanted.min(self.total / KEPT_FREE_SHARE)
+    }
+
+    /// Returns what is free beyond what is to be kept free.
+    pub fn spare(&self, wanted: u64) -> u64 {
+        self.free.saturating_sub(self.kept_free(wanted))
+    }
 }
 
 /// The operations on directories and whole files.
@@ -142,4 +157,35 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
     /// # Errors
     /// As the operating system says.
     fn sync(&self) -> io::Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Space;
+
+    #[test]
+    fn a_tenth_at_most_is_kept_free() {
+        const MIB: u64 = 1 << 20;
+        // free, total, wanted -> kept free, spare
+        let table = [
+            (900, 1000, 50, 50, 850),
+            (900, 1000, 100, 100, 800),
+            (900, 1000, 101, 100, 800),
+            (99, 1000, 1024, 100, 0),
+            (40, 40, 1024, 4, 36),
+            (7, 40, 0, 0, 7),
+            (0, 0, 1024, 0, 0),
+        ];
+        for (free, total, wanted, kept, spare) in table {
+            let space = Space {
+                free: free * MIB,
+                total: total * MIB,
+            };
+            let found = (
+                space.kept_free(wanted * MIB) / MIB,
+                space.spare(wanted * MIB) / MIB,
+            );
+            assert_eq!(found, (kept, spare), "{free} {total} {wanted}");
+        }
+    }
 }

@@ -27,8 +27,12 @@ mod harbors;
 mod history;
 #[path = "core/marks.rs"]
 mod marks;
+#[path = "core/pace.rs"]
+mod pace;
 #[path = "core/power.rs"]
 mod power;
+#[path = "core/reserved.rs"]
+mod reserved;
 #[path = "core/resync.rs"]
 mod resync;
 #[path = "core/seed.rs"]

@@ -35,6 +35,8 @@ pub struct Options {
     pub buffer_bytes: usize,
     /// Length at which a segment is sealed.
     pub segment_bytes: u64,
+    /// Bytes of the file system that reserved room must leave free; at most a tenth of it counts.
+    pub kept_free: u64,
     /// The door to the storage.
     pub storage: Arc<dyn Storage>,
     /// The door to the clock.
@@ -48,6 +50,7 @@ impl Default for Options {
             flush_interval: FLUSH_INTERVAL_DEFAULT,
             buffer_bytes: BUFFER_BUDGET_DEFAULT,
             segment_bytes: SEGMENT_DEFAULT,
+            kept_free: 0,
             storage: Arc::new(RealStorage),
             clock: Arc::new(SystemClock),
         }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, We
 use super::layout::{lock_path, read_description, write_description};
 use super::marks;
 use super::options::Options;
+use super::pace::Pace;
 use super::report::{RecoveryReport, Usage};
 use super::xml;
 use crate::base::{self, BasePoint};
@@ -30,6 +31,8 @@ use crate::view::image::Plan;
 pub(crate) struct Shared {
     pub(crate) dir: PathBuf,
     pub(crate) options: Options,
+    /// Of the description and the options.
+    pub(crate) pace: Arc<Pace>,
     description: Mutex<MachineDescription>,
     catalog: Mutex<Catalog>,
     bases: Mutex<Vec<BasePoint>>,
@@ -77,6 +80,7 @@ impl Shared {
         let xml = xml::newest(storage, &dir.join("xml"))?;
         Ok(Shared {
             dir: dir.to_path_buf(),
+            pace: Arc::new(Pace::new(&options, &description)),
             description: Mutex::new(description),
             catalog: Mutex::new(catalog),
             bases: Mutex::new(bases),
@@ -156,7 +160,12 @@ impl Shared {
             ));
         }
         write_description(&*self.options.storage, &self.dir, &desc)?;
+        let changed = self.pace.set(&self.options, &desc);
         *lock(&self.description) = desc;
+        let recording = self.recording().upgrade();
+        if let Some(recording) = recording.filter(|_| changed) {
+            recording.pace_changed();
+        }
         Ok(())
     }
 

@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use super::age::Ages;
 use super::draft::{Draft, Payload, record_cost};
 use super::touched::Window;
-use crate::bounds::FRAME_LINGER;
 use crate::buffer::{Budget, Room};
 use crate::clock::{Clock, Timestamp};
 use crate::error::{JournalError, Refused};
 use crate::format::{Kind, NO_VOLUME, Record};
+use crate::harbor::pace::Pace;
 use crate::machine::VolumeId;
 use crate::point::{Gap, GapReason, Grade, GradeRule, Point, PointId, Seq, XmlVersion};
 
@@ -114,8 +114,7 @@ struct Line {
 
 /// Gives records their numbers; shared by all recorders of a machine and its writer.
 pub(crate) struct Sequencer {
-    flush_interval: Duration,
-    linger: Duration,
+    pace: Arc<Pace>,
     clock: Arc<dyn Clock>,
     budget: Arc<Budget>,
     line: Mutex<Line>,
@@ -135,14 +134,12 @@ impl std::fmt::Debug for Sequencer {
 }
 
 impl Sequencer {
-    /// Makes a sequencer that goes on from `start`. With `linger`, a small batch waits a little for
-    /// company.
+    /// Makes a sequencer that goes on from `start`.
     pub(crate) fn new(
         start: Start,
         clock: Arc<dyn Clock>,
         budget: Arc<Budget>,
-        flush_interval: Duration,
-        linger: bool,
+        pace: Arc<Pace>,
     ) -> Sequencer {
         let counts = Counts {
             head: start.last_seq,
@@ -170,8 +167,7 @@ impl Sequencer {
             failure_calls: Vec::new(),
         };
         Sequencer {
-            flush_interval,
-            linger: if linger { FRAME_LINGER } else { Duration::ZERO },
+            pace,
             clock,
             budget,
             line: Mutex::new(line),
@@ -421,6 +417,11 @@ impl Sequencer {
             line = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         Ok(true)
+    }
+
+    /// Has the writer look at the pace again: what it waits for may be due.
+    pub(crate) fn pace_changed(&self) {
+        self.wake(&mut self.lock());
     }
 
     /// Ends the taking of records; the writer goes on until none waits.

@@ -237,10 +237,12 @@ impl Active {
     }
 }
 
-/// Reserves the room of a segment, but never most of what is left: a journal that still fits must not fail for it.
+/// Reserves the room of a segment, but never most of what is left, and nothing of what is to be kept free: a journal
+/// that still fits must not fail or end for it.
 fn reserve(shared: &Shared, file: &dyn StorageFile, dir: &Path) -> io::Result<()> {
     let options = &shared.options;
-    let share = options.storage.space(dir)?.free / RESERVED_SHARE;
+    let spare = options.storage.space(dir)?.spare(options.kept_free);
+    let share = spare / RESERVED_SHARE;
     let room = options.segment_bytes.min(share) / BLOCK as u64 * BLOCK as u64;
     if room <= HEADER_LEN as u64 {
         return Ok(());

@@ -31,7 +31,6 @@ pub struct VolumeRecorder {
     pub(super) recording: Arc<Recording>,
     pub(super) volume: VolumeId,
     pub(super) size: u64,
-    pub(super) ack_rule: AckRule,
 }
 
 impl VolumeRecorder {
@@ -184,10 +183,12 @@ impl VolumeRecorder {
             return Ok(Ack::Now);
         }
         let sequencer = &self.recording.sequencer;
-        let durable = self.ack_rule == AckRule::Durable;
+        // It may change at any moment; one write keeps to one.
+        let rule = self.recording.shared.pace.ack_rule();
+        let durable = rule == AckRule::Durable;
         let range = offset..offset + len;
         let seq = sequencer.take_write(self.volume, kind, range, carried, durable)?;
-        Ok(match self.ack_rule {
+        Ok(match rule {
             AckRule::Buffered => Ack::Now,
             AckRule::Durable => Ack::Durable(seq),
         })

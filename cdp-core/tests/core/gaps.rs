@@ -107,6 +107,7 @@ fn a_resync_is_a_gap_of_its_own_that_follows_directly() {
         GapReason::Resync,
         GapReason::JournalFailed,
         GapReason::Resync,
+        GapReason::DiskFull,
     ] {
         open(reason);
         machine.write(0, 0, &[1; 512]);
@@ -116,7 +117,8 @@ fn a_resync_is_a_gap_of_its_own_that_follows_directly() {
     let gaps = machine.harbor.gaps();
     let reasons: Vec<GapReason> = gaps.iter().map(|gap| gap.reason).collect();
     let (first, resync) = (GapReason::TapLost, GapReason::Resync);
-    assert_eq!(reasons, [first, resync, GapReason::JournalFailed, resync]);
+    let (failed, full) = (GapReason::JournalFailed, GapReason::DiskFull);
+    assert_eq!(reasons, [first, resync, failed, resync, full]);
     for pair in gaps.windows(2) {
         assert_eq!(pair[0].end, Some(pair[1].start), "{gaps:?}");
     }

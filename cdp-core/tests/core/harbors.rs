@@ -85,7 +85,7 @@ fn a_description_is_checked_and_replaced_as_a_whole() {
     machine.harbor.set_description(changed.clone()).unwrap();
     assert_eq!(Harbor::peek(machine.harbor.dir()).unwrap(), changed);
     let mut bad = Vec::new();
-    for _ in 0..6 {
+    for _ in 0..8 {
         bad.push(good.clone());
     }
     bad[0].machine_id = "other".into();
@@ -94,6 +94,8 @@ fn a_description_is_checked_and_replaced_as_a_whole() {
     bad[3].volumes[0].size = 1000;
     bad[4].volumes.push(good.volumes[0].clone());
     bad[5].volumes[0].id = VolumeId(u16::MAX);
+    bad[6].flush_interval_ms = Some(0);
+    bad[7].flush_interval_ms = Some(60_001);
     for desc in bad {
         let refused = machine.harbor.set_description(desc);
         assert!(

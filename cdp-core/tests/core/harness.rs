@@ -44,6 +44,8 @@ pub(crate) fn description(sizes: &[u64]) -> MachineDescription {
         point_interval_ms: 1000,
         created: Timestamp(1_700_000_000_000_000_000),
         mode: Mode::Active,
+        ack: None,
+        flush_interval_ms: None,
         source: MachineSource::Qmp {
             socket: "/run/qmp".into(),
         },

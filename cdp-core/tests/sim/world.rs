@@ -85,6 +85,7 @@ impl World {
             },
             buffer_bytes: BUFFER_BUDGET_MIN,
             segment_bytes: SEGMENT_MIN << chance.below(4),
+            kept_free: 0,
             storage: Arc::new(storage.clone()),
             clock: Arc::clone(&clock) as _,
         };
@@ -128,6 +129,8 @@ impl World {
             point_interval_ms: 1000,
             created: Timestamp(1_700_000_000_000_000_000),
             mode: Mode::Active,
+            ack: None,
+            flush_interval_ms: None,
             source: MachineSource::Qmp {
                 socket: "/run/qmp".into(),
             },

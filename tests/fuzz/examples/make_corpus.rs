@@ -278,6 +278,8 @@ fn harbor() -> Done {
         point_interval_ms: 1000,
         created: Timestamp(1_767_225_600_000_000_000),
         mode: Mode::Active,
+        ack: None,
+        flush_interval_ms: None,
         source: MachineSource::Qmp {
             socket: "/run/qmp".into(),
         },

@@ -74,6 +74,8 @@ pub(super) fn describe(machine: &v1::Machine) -> String {
                 format_size(machine.buffer_limit_bytes)
             ),
         ),
+        ("Ack", ack(machine)),
+        ("Flush interval", flush_interval(machine)),
         ("Harbor", machine.harbor.clone()),
     ]);
     if !machine.coverage.is_empty() {
@@ -116,6 +118,25 @@ pub(super) fn describe(machine: &v1::Machine) -> String {
         text.push_str(&gaps.render());
     }
     text
+}
+
+/// When writes are acknowledged, and who said so.
+pub(super) fn ack(machine: &v1::Machine) -> String {
+    format!("{}, {}", machine.ack, chosen(machine.ack_own))
+}
+
+/// The longest time a buffered write waits, and who said so.
+pub(super) fn flush_interval(machine: &v1::Machine) -> String {
+    let interval = every(machine.flush_interval_ms);
+    format!("{interval}, {}", chosen(machine.flush_interval_own))
+}
+
+fn chosen(own: bool) -> &'static str {
+    if own {
+        "chosen for this machine"
+    } else {
+        "as configured"
+    }
 }
 
 fn describe_resync(resync: &v1::Resync) -> String {

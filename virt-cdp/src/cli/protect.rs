@@ -2,20 +2,27 @@
 
 use std::path::PathBuf;
 
+use clap::ValueEnum;
+
 use super::{
     client::Pause,
     error::{CliError, CliResult},
-    json,
+    info, json,
     progress::{Meter, POLL_INTERVAL},
     session::{Reader, Session},
 };
-use crate::{api::v1, units::format_size};
+use crate::{
+    api::v1,
+    daemon::config::FLUSH_INTERVAL,
+    units::{format_duration, format_size, parse_duration},
+};
 
 /// Protects a machine: from now on every write is kept
 ///
 /// The guest goes on running. Its disks are read once (the seed) while its writes are already captured;
 /// when the seed is complete the machine can be viewed at any second from then on. Of a machine that is
-/// protected already, disks plugged in since are taken in by naming them with --disk.
+/// protected already, disks plugged in since are taken in by naming them with --disk, and --ack and
+/// --flush-interval are changed at once, without a gap.
 ///
 /// Ctrl-C while waiting leaves the protection running.
 #[derive(Debug, clap::Args)]
@@ -36,9 +43,45 @@ pub(super) struct Args {
     #[arg(long, value_name = "NODE", requires = "qmp")]
     node: Vec<String>,
 
+    /// When this machine's writes are acknowledged: from memory, or after the journal's sync; `default`: as the daemon
+    /// is configured
+    #[arg(long, value_enum, value_name = "RULE")]
+    ack: Option<Ack>,
+
+    /// The longest time a buffered write of this machine waits for stable storage, as `50ms`; `default`: as the daemon
+    /// is configured
+    #[arg(long, value_name = "TIME", value_parser = flush_interval)]
+    flush_interval: Option<FlushInterval>,
+
     /// Returns at once, without waiting for the seed
     #[arg(long)]
     no_wait: bool,
+}
+
+/// When writes are acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Ack {
+    Buffered,
+    Durable,
+    Default,
+}
+
+/// Milliseconds, 0 for what is configured.
+#[derive(Debug, Clone, Copy)]
+struct FlushInterval(u64);
+
+fn flush_interval(text: &str) -> Result<FlushInterval, String> {
+    if text == "default" {
+        return Ok(FlushInterval(0));
+    }
+    let asked = parse_duration(text).map_err(|error| error.to_string())?;
+    if !FLUSH_INTERVAL.contains(asked) {
+        let (least, most) = FLUSH_INTERVAL.named(format_duration);
+        return Err(format!("give {least} to {most}, or default"));
+    }
+    u64::try_from(asked.as_millis())
+        .map(FlushInterval)
+        .map_err(|error| error.to_string())
 }
 
 pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
@@ -51,7 +94,15 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
         qmp_socket,
         disks: args.disk,
         nodes: args.node,
+        ack: match args.ack {
+            None => String::new(),
+            Some(Ack::Buffered) => "buffered".into(),
+            Some(Ack::Durable) => "durable".into(),
+            Some(Ack::Default) => "default".into(),
+        },
+        flush_interval_ms: args.flush_interval.map(|interval| interval.0),
     };
+    let changes_pace = !request.ack.is_empty() || request.flush_interval_ms.is_some();
     let mut machine = session
         .client
         .call(async |api| api.protect(request).await)?;
@@ -67,8 +118,14 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
         for left_out in &machine.left_out {
             session.say(&format!("left out: {left_out}"));
         }
+        if changes_pace {
+            let (ack, flush) = (info::ack(&machine), info::flush_interval(&machine));
+            session.say(&format!("ack: {ack}; flush interval: {flush}"));
+        }
     }
-    if !args.no_wait {
+    // A machine that was known before may be asked for nothing else, whatever state it is in.
+    let settled = ["suspended", "off", "failed"].contains(&machine.state.as_str());
+    if !args.no_wait && !(changes_pace && settled) {
         machine = wait_for_seed(session, machine)?;
     }
     session.answer(&json::Machine::from(&machine), || {

@@ -25,7 +25,8 @@ const POINT_INTERVAL: Bounds<Duration> = Bounds {
     least: Duration::from_secs(1),
     most: Duration::from_secs(86_400),
 };
-const FLUSH_INTERVAL: Bounds<Duration> = Bounds {
+/// Bounds of the flush interval, also of a machine's own.
+pub(crate) const FLUSH_INTERVAL: Bounds<Duration> = Bounds {
     least: Duration::from_millis(1),
     most: Duration::from_secs(10),
 };
@@ -319,12 +320,23 @@ fn key_on(text: &str, line: usize) -> Option<String> {
 /// Stands between what is wrong and its cure in the messages that go through serde.
 const HINT_MARK: &str = "\u{1}";
 
-struct Bounds<T> {
+/// The least and the most of a value.
+pub(crate) struct Bounds<T> {
     least: T,
     most: T,
 }
 
 impl<T: PartialOrd + Copy> Bounds<T> {
+    /// Tells whether a value is within.
+    pub(crate) fn contains(&self, value: T) -> bool {
+        (self.least..=self.most).contains(&value)
+    }
+
+    /// Returns the least and the most in words.
+    pub(crate) fn named(&self, print: impl Fn(T) -> String) -> (String, String) {
+        (print(self.least), print(self.most))
+    }
+
     fn check<E: serde::de::Error>(
         &self,
         value: T,

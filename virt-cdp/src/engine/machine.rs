@@ -19,7 +19,7 @@ use cdp_core::{
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
-    engine::{errors::from_harbor, guard, quiesce::Quiet, reading::ReadProgress},
+    engine::{errors::from_harbor, guard, pace::PaceWish, quiesce::Quiet, reading::ReadProgress},
 };
 
 /// How long a command may take; a detach waits for QEMU.
@@ -162,6 +162,8 @@ pub(crate) enum Command {
     Start(mpsc::Sender<ApiResult<()>>),
     /// Take in the disks of those targets.
     TakeIn(Vec<String>, mpsc::Sender<ApiResult<()>>),
+    /// Change ack rule and flush interval; the answer puts them back.
+    SetPace(PaceWish, mpsc::Sender<ApiResult<PaceWish>>),
     /// Change what the user wants.
     SetMode(Mode, mpsc::Sender<ApiResult<()>>),
     /// Begin a point now; whoever asks waits for it to be on stable storage.

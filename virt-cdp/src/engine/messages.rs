@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use cdp_core::{Gap, Grade, MachineDescription, MachineSource, Point, Timestamp};
+use cdp_core::{AckRule, Gap, Grade, MachineDescription, MachineSource, Point, Timestamp};
 
 use crate::{
     api::v1,
@@ -184,5 +184,12 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
         created_ns: time(description.created),
         last_resync: status.last_resync.map(|r| resync(&r, &description)),
         coverage: recent(&points, &all_gaps),
+        ack: match harbor.ack_rule() {
+            AckRule::Buffered => "buffered".into(),
+            AckRule::Durable => "durable".into(),
+        },
+        ack_own: description.ack.is_some(),
+        flush_interval_ms: u64::try_from(harbor.flush_interval().as_millis()).unwrap_or(u64::MAX),
+        flush_interval_own: description.flush_interval_ms.is_some(),
     }
 }

@@ -14,6 +14,8 @@ mod source;
 
 mod volumes;
 
+mod pace;
+
 mod protect;
 
 mod watch;

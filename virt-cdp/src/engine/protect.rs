@@ -18,6 +18,7 @@ use crate::{
         guard,
         machine::{COMMAND_DEADLINE, Command, Machine, now},
         messages, names,
+        pace::{self, PaceWish},
         source::{Found, Presence},
     },
     units::format_size,
@@ -42,10 +43,21 @@ impl Engine {
         self: &Arc<Self>,
         request: &v1::ProtectRequest,
     ) -> ApiResult<v1::Machine> {
-        let asked = self.asked(request)?;
+        let wish = PaceWish::of(request)?;
+        let asked = match self.asked(request) {
+            Ok(asked) => asked,
+            // A machine need not run, nor libvirt answer, for what is in its harbor to be changed.
+            Err(error) if !wish.is_empty() && request.disks.is_empty() => {
+                let machine = self.under_protection(&request.name).ok_or(error)?;
+                return pace::changed(&machine, wish, || Ok(()))
+                    .map(|()| messages::machine(&machine));
+            }
+            Err(error) => return Err(error),
+        };
         let _roster = guard(&self.roster);
-        if let Some(known) = self.known(&asked)? {
-            return self.protect_again(&known, request);
+        if let Some(known) = self.known(&asked, wish)? {
+            return pace::changed(&known, wish, || self.protect_again(&known, request))
+                .map(|()| messages::machine(&known));
         }
         let nodes = if asked.by_node {
             asked.targets.clone()
@@ -79,7 +91,7 @@ impl Engine {
         // One connection at a time: the supervisor makes its own.
         let definition = source.look()?.definition;
         drop(source);
-        let harbor = self.create_harbor(&asked, volumes)?;
+        let harbor = self.create_harbor(&asked, wish, volumes)?;
         if let Some(xml) = definition {
             harbor.record_xml(&xml).map_err(from_harbor)?;
         }
@@ -150,7 +162,7 @@ impl Engine {
     }
 
     /// The machine of that name or source, if there is one.
-    fn known(&self, asked: &Asked) -> ApiResult<Option<Arc<Machine>>> {
+    fn known(&self, asked: &Asked, wish: PaceWish) -> ApiResult<Option<Arc<Machine>>> {
         let machines = guard(&self.machines);
         let same = |m: &&Arc<Machine>| m.description().source == asked.source;
         let Some(found) = machines
@@ -161,7 +173,8 @@ impl Engine {
         };
         let description = found.description();
         let same_source = description.source == asked.source;
-        if same_source && !asked.by_node && !new_targets(&description, &asked.targets).is_empty() {
+        let has_new = !new_targets(&description, &asked.targets).is_empty();
+        if same_source && (has_new && !asked.by_node || !has_new && !wish.is_empty()) {
             return Ok(Some(Arc::clone(found)));
         }
         if description.mode != Mode::Released {
@@ -183,16 +196,14 @@ impl Engine {
 
     /// Goes on with the harbor of a machine that was unprotected, where what was missed is read; takes new disks
     /// into one that is protected.
-    fn protect_again(
-        &self,
-        machine: &Arc<Machine>,
-        request: &v1::ProtectRequest,
-    ) -> ApiResult<v1::Machine> {
+    fn protect_again(&self, machine: &Arc<Machine>, request: &v1::ProtectRequest) -> ApiResult<()> {
         let description = machine.description();
         if description.mode != Mode::Released {
             let new = new_targets(&description, &request.disks);
-            machine.ask(|answer| Command::TakeIn(new, answer))?;
-            return Ok(messages::machine(machine));
+            if new.is_empty() {
+                return Ok(());
+            }
+            return machine.ask(|answer| Command::TakeIn(new, answer));
         }
         let kept: Vec<String> = description
             .volumes
@@ -216,7 +227,7 @@ impl Engine {
             machine.ask(|answer| Command::SetMode(Mode::Released, answer))?;
             return Err(error);
         }
-        Ok(messages::machine(machine))
+        Ok(())
     }
 
     /// Refuses a seed that is bound to fill the disk.
@@ -255,8 +266,13 @@ impl Engine {
             .hint("make room on that file system, or set state_dir to a larger one"))
     }
 
-    fn create_harbor(&self, asked: &Asked, volumes: Vec<VolumeDescription>) -> ApiResult<Harbor> {
-        let description = MachineDescription {
+    fn create_harbor(
+        &self,
+        asked: &Asked,
+        wish: PaceWish,
+        volumes: Vec<VolumeDescription>,
+    ) -> ApiResult<Harbor> {
+        let mut description = MachineDescription {
             format_version: FORMAT_VERSION_OLDEST,
             name: asked.name.clone(),
             machine_id: libvirt_driver::takeover::new_uuid().map_err(from_libvirt)?,
@@ -264,9 +280,12 @@ impl Engine {
                 .unwrap_or(u64::MAX),
             created: now(),
             mode: Mode::Active,
+            ack: None,
+            flush_interval_ms: None,
             source: asked.source.clone(),
             volumes,
         };
+        wish.apply(&mut description);
         let dir = self.harbors.join(names::component(&asked.name));
         Harbor::create(&dir, &description, self.options()).map_err(from_harbor)
     }

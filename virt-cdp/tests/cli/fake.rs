@@ -126,6 +126,10 @@ fn machine(name: &str, state: &str) -> v1::Machine {
             }],
         }),
         coverage: coverage(),
+        ack: "durable".into(),
+        ack_own: true,
+        flush_interval_ms: 200,
+        flush_interval_own: false,
     }
 }
 
@@ -229,7 +233,11 @@ impl Engine for Fake {
         self.note(&request);
         check(&request.name)?;
         self.polls.store(0, Ordering::SeqCst);
-        Ok(machine(&request.name, "seeding"))
+        let state = match request.name.as_str() {
+            "asleep" => "suspended",
+            _ => "seeding",
+        };
+        Ok(machine(&request.name, state))
     }
 
     fn unprotect(&self, request: v1::UnprotectRequest) -> ApiResult<()> {

@@ -50,6 +50,10 @@ fn machine(name: &str, state: &str) -> Value {
         "writes": 99,
         "written_bytes": 405_504,
         "point_interval_ms": 1000,
+        "ack": "durable",
+        "ack_own": true,
+        "flush_interval_ms": 200,
+        "flush_interval_own": false,
         "harbor": "/var/lib/virt-cdp/web1",
         "gaps": [{"start": TIME, "end": null, "reason": "guest-off"}],
         "last_resync": {

@@ -170,7 +170,8 @@ fn options_reach_the_engine() {
         .good();
     assert_eq!(
         stage.asked(),
-        "ProtectRequest { name: \"x\", qmp_socket: \"/q.sock\", disks: [], nodes: [\"a\", \"b\"] }"
+        "ProtectRequest { name: \"x\", qmp_socket: \"/q.sock\", disks: [], nodes: [\"a\", \"b\"], ack: \"\", \
+         flush_interval_ms: None }"
     );
     let mut relative = stage.command(&["export", "web1", "--at", "7", "--disk", "vda", "out"]);
     assert!(
@@ -189,6 +190,44 @@ fn options_reach_the_engine() {
         "{}",
         stage.asked()
     );
+}
+
+#[test]
+fn ack_and_flush_interval_are_asked_for_and_shown() {
+    let stage = Stage::new();
+    let table: [(&[&str], &str); 3] = [
+        (
+            &["--ack", "durable", "--flush-interval", "50ms"],
+            "ack: \"durable\", flush_interval_ms: Some(50)",
+        ),
+        (
+            &["--ack", "default", "--flush-interval", "default"],
+            "ack: \"default\", flush_interval_ms: Some(0)",
+        ),
+        (
+            &["--ack=buffered"],
+            "ack: \"buffered\", flush_interval_ms: None",
+        ),
+    ];
+    for (options, asked) in table {
+        let words = [&["protect", "web1"], options].concat();
+        let text = stage.run(&words).good();
+        assert!(stage.asked().contains(asked), "{}", stage.asked());
+        let said = "ack: durable, chosen for this machine; flush interval: 200ms, as configured\n";
+        assert!(text.contains(said), "{text}");
+    }
+    // Nothing is waited for where there is nothing to come.
+    let text = stage.run(&["protect", "asleep", "--ack", "durable"]).good();
+    assert!(
+        text.ends_with("asleep is suspended; its first point is 123\n"),
+        "{text}"
+    );
+    let info = stage.run(&["info", "web1"]).good();
+    assert!(
+        info.contains("durable, chosen for this machine\n"),
+        "{info}"
+    );
+    assert!(info.contains("200ms, as configured\n"), "{info}");
 }
 
 #[test]

@@ -67,7 +67,7 @@ impl Sequencer {
         let running = matches!(line.phase, Phase::Running);
         let mut wake = sync_due;
         if let Some(front) = line.waiting.front() {
-            let linger_end = front.since + self.linger;
+            let linger_end = front.since + self.pace.linger();
             let at_once = !running || line.wanted.is_some() || line.waiting.len() > 1;
             if at_once || front.is_full() || linger_end <= now {
                 return line.waiting.pop_front().map(Work::Write).ok_or(None);
@@ -88,6 +88,7 @@ impl Sequencer {
 
     /// When the next sync is to begin; none while one is under way or nothing wants it.
     fn sync_due(&self, line: &Line) -> Option<Instant> {
+        let flush = self.pace.flush_interval();
         if line.syncing.is_some() {
             return None;
         }
@@ -95,8 +96,8 @@ impl Sequencer {
         if wanted && line.dirty_since.is_some() {
             return line.dirty_since;
         }
-        let due = line.dirty_since? + self.flush_interval / 2;
-        let spaced = line.sync_began.map(|began| began + self.flush_interval / 4);
+        let due = line.dirty_since? + flush / 2;
+        let spaced = line.sync_began.map(|began| began + flush / 4);
         Some(spaced.map_or(due, |spaced| spaced.max(due)))
     }
 

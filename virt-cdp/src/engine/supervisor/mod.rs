@@ -12,6 +12,7 @@ mod disks;
 mod ending;
 mod mode;
 mod points;
+mod wishes;
 
 use std::{
     path::PathBuf,
@@ -190,6 +191,9 @@ impl Supervisor {
             Command::Start(answer) => {
                 let outcome = self.try_capture();
                 let _ = answer.send(outcome);
+            }
+            Command::SetPace(wish, answer) => {
+                let _ = answer.send(self.set_pace(wish));
             }
             Command::SetMode(mode, answer) => {
                 let _ = answer.send(self.set_mode(mode));
