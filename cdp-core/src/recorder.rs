@@ -7,7 +7,7 @@
 //! taken later.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Duration;
 
 use crate::bounds::LABEL_MAX;
@@ -33,6 +33,7 @@ pub(crate) struct Recording {
     sequencer: Arc<Sequencer>,
     budget: Arc<Budget>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    keeper: Option<ThreadId>,
 }
 
 impl Recording {
@@ -55,11 +56,13 @@ impl Recording {
         self.sequencer.pace_changed();
     }
 
-    /// Ends the recording and waits for the writer, unless it is the writer that asks.
+    /// Ends the recording and waits for the writer, unless it is the writer that asks, or its keeper.
     fn close(&self) -> Result<()> {
         self.sequencer.close();
         let mut slot = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        let other = |handle: &JoinHandle<()>| handle.thread().id() != thread::current().id();
+        let asks = thread::current().id();
+        let other =
+            |handle: &JoinHandle<()>| handle.thread().id() != asks && self.keeper != Some(asks);
         if slot.as_ref().is_some_and(other)
             && let Some(handle) = slot.take()
             && handle.join().is_err()
@@ -130,6 +133,7 @@ impl Recorder {
         let sequencer = Arc::new(sequencer(shared, &budget)?);
         let writer = Writer::start(Arc::clone(shared), Arc::clone(&sequencer))
             .map_err(|e| HarborError::storage(e.action, &e.path, e.source))?;
+        let keeper = writer.keeper();
         let thread = thread::Builder::new()
             .name("journal".into())
             .spawn(|| writer.run())
@@ -141,6 +145,7 @@ impl Recorder {
             sequencer,
             budget,
             thread,
+            keeper,
         });
         *slot = Arc::downgrade(&recording);
         drop(slot);

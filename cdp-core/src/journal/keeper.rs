@@ -15,7 +15,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Instant;
 
 use super::seal::Seal;
@@ -102,6 +102,11 @@ impl Keeper {
             is_abandoned,
             thread: Some(thread),
         })
+    }
+
+    /// Returns its thread, until it has ended.
+    pub(crate) fn thread(&self) -> Option<ThreadId> {
+        self.thread.as_ref().map(|handle| handle.thread().id())
     }
 
     /// Gives it a job, for which all writes are done. One that has ended has told the sequencer why.

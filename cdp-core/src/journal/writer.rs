@@ -13,6 +13,7 @@ use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::ThreadId;
 
 use super::catalog::{JournalEnd, segment_path};
 use super::draft::Draft;
@@ -82,6 +83,11 @@ impl Writer {
             jobs: VecDeque::new(),
             is_turning: false,
         })
+    }
+
+    /// Returns the keeper's thread.
+    pub(crate) fn keeper(&self) -> Option<ThreadId> {
+        self.keeper.thread()
     }
 
     /// Works until the recording ends, in order or by a failure.

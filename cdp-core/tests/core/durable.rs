@@ -11,6 +11,8 @@ use crate::harness::{KIB, machine, segments};
 fn an_acknowledged_write_is_in_the_file() {
     let options = Options {
         ack_rule: AckRule::Durable,
+        // All of it is read again and again.
+        segment_bytes: 1 << 20,
         ..Options::default()
     };
     let machine = machine(&[64 * KIB], options);
@@ -44,4 +46,22 @@ fn an_acknowledged_write_is_in_the_file() {
         "commits are shared: {} syncs",
         stats.syncs
     );
+}
+
+#[test]
+fn a_recording_may_be_let_go_by_what_a_sync_calls() {
+    let machine = machine(&[64 * KIB], Options::default());
+    let volume = machine.recorder.volume(VolumeId(0)).unwrap();
+    let last = std::sync::Mutex::new(Some(machine.recorder.clone()));
+    let (said, heard) = std::sync::mpsc::channel();
+    volume.on_durable(move |_| {
+        // The last handle there is, by then.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        drop(last.lock().unwrap().take());
+        said.send(()).is_ok()
+    });
+    volume.zero(0, 512).unwrap();
+    drop((volume, machine.recorder));
+    let patience = std::time::Duration::from_secs(20);
+    heard.recv_timeout(patience).expect("it waits for itself");
 }
