@@ -89,10 +89,17 @@ impl fmt::Display for Distrust {
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
     pub(crate) name: String,
-    pub(crate) inconsistent: bool,
+    inconsistent: bool,
     recording: bool,
-    pub(crate) granularity: u64,
+    granularity: u64,
     pub(crate) count: u64,
+}
+
+impl Found {
+    /// False for one that QEMU refuses to merge, or that stands for other areas.
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.inconsistent && self.granularity == GRANULARITY
+    }
 }
 
 /// Lists the bitmaps of a node.
@@ -185,7 +192,8 @@ pub fn renew(
             let in_force = from.is_some_and(|e| {
                 bitmap.name == names.current(e) || bitmap.name == names.previous(e)
             });
-            if in_force || bitmap.name == names.end() {
+            let is_end = bitmap.name == names.end() && bitmap.is_usable();
+            if in_force || is_end {
                 kept.push(bitmap.name);
             } else if names.is_ours(&bitmap.name) {
                 remove_one(monitor, &renewal.node, &bitmap.name)?;

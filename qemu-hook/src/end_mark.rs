@@ -47,7 +47,7 @@ pub fn find(
     let found = bitmap::find(monitor, node)?;
     let mark = found.iter().find(|b| b.name == names.end());
     Ok(match mark {
-        Some(mark) if mark.inconsistent || mark.granularity != GRANULARITY => EndMark::Missing,
+        Some(mark) if !mark.is_usable() => EndMark::Missing,
         Some(mark) if mark.count == 0 => EndMark::Gone,
         Some(_) => EndMark::Stands,
         None => EndMark::Missing,
