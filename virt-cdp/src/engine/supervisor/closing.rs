@@ -18,7 +18,11 @@ use std::{
 use cdp_core::{GapReason, Recorder, Seq, Timestamp};
 
 use super::{Active, Supervisor, ending::End};
-use crate::engine::{errors::sentence, machine::Machine, upkeep::Confirmed};
+use crate::engine::{
+    errors::sentence,
+    machine::{Machine, now},
+    upkeep::Confirmed,
+};
 
 /// How long the journal may stand still while a capture is put down, before it is not waited for any more.
 const STANDSTILL: Duration = Duration::from_secs(4);
@@ -148,7 +152,11 @@ impl Rest {
             End::WentElsewhere | End::TapLost | End::Overload | End::JournalFailed => {}
         }
         active.upkeep.stop();
-        let (reason, start) = self.gap;
+        let (reason, start) = match (self.end, self.gap) {
+            (End::WentElsewhere | End::TapLost | End::Overload, gap) => gap,
+            // Behind the last point, which was made just now.
+            (_, (reason, start)) => (reason, start.max(now())),
+        };
         // Without a base point there are no points that could be missing.
         let recorded = match self.end {
             _ if !self.seeded => Ok(()),
