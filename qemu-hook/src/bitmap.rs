@@ -47,6 +47,11 @@ impl BitmapNames {
         format!("{}-{epoch}-prev", self.prefix)
     }
 
+    /// The name of the end mark: see [`end_mark`](crate::end_mark).
+    pub fn end(&self) -> String {
+        format!("{}-end", self.prefix)
+    }
+
     fn is_ours(&self, name: &str) -> bool {
         name.strip_prefix(&self.prefix)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
@@ -82,16 +87,23 @@ impl fmt::Display for Distrust {
 
 /// What a bitmap on a node is like.
 #[derive(Debug, Clone)]
-struct Found {
-    name: String,
+pub(crate) struct Found {
+    pub(crate) name: String,
     inconsistent: bool,
     recording: bool,
     granularity: u64,
-    count: u64,
+    pub(crate) count: u64,
+}
+
+impl Found {
+    /// False for one that QEMU refuses to merge, or that stands for other areas.
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.inconsistent && self.granularity == GRANULARITY
+    }
 }
 
 /// Lists the bitmaps of a node.
-fn find(monitor: &dyn Monitor, node: &str) -> Result<Vec<Found>, MonitorError> {
+pub(crate) fn find(monitor: &dyn Monitor, node: &str) -> Result<Vec<Found>, MonitorError> {
     let answer = monitor.execute("query-named-block-nodes", json!({"flat": true}))?;
     let node = answer
         .as_array()
@@ -127,7 +139,9 @@ pub fn judge(
         .rev()
         .find_map(|epoch| Some((epoch, get(&names.current(epoch))?)));
     let Some((epoch, current)) = in_force else {
-        let any = found.iter().any(|b| names.is_ours(&b.name));
+        let any = found
+            .iter()
+            .any(|b| names.is_ours(&b.name) && b.name != names.end());
         return Ok(Err(match any {
             true => Distrust::OtherEpoch,
             false => Distrust::Missing,
@@ -159,7 +173,8 @@ pub struct Renewal {
 
 /// Begins `epoch` on all nodes, in one drained transaction: B_prev takes what B and B_prev held, B starts anew.
 ///
-/// Whatever else is there of the machine is removed. A node without marks to keep gets B alone.
+/// Whatever else is there of the machine is removed, but for the end mark, which B_prev takes, too. A node without marks
+/// to keep gets B alone.
 ///
 /// # Errors
 /// [`MonitorError`]; a refused renewal has lost no mark of the epochs in force.
@@ -177,7 +192,8 @@ pub fn renew(
             let in_force = from.is_some_and(|e| {
                 bitmap.name == names.current(e) || bitmap.name == names.previous(e)
             });
-            if in_force {
+            let is_end = bitmap.name == names.end() && bitmap.is_usable();
+            if in_force || is_end {
                 kept.push(bitmap.name);
             } else if names.is_ours(&bitmap.name) {
                 remove_one(monitor, &renewal.node, &bitmap.name)?;
@@ -231,7 +247,7 @@ fn renewal_actions(
         )
     };
     let mut actions = vec![add(names.current(epoch), false)];
-    if !kept.is_empty() {
+    if renewal.from.is_some() {
         let previous = names.previous(epoch);
         actions.push(add(previous.clone(), true));
         actions.push(action(
@@ -239,7 +255,8 @@ fn renewal_actions(
             json!({"node": node, "target": previous, "bitmaps": kept}),
         ));
         let remove = |name| action("remove", json!({"node": node, "name": name}));
-        actions.extend(kept.iter().map(remove));
+        let goes = |name: &&String| **name != names.end();
+        actions.extend(kept.iter().filter(goes).map(remove));
     }
     actions
 }
@@ -300,7 +317,11 @@ pub fn remove(monitor: &dyn Monitor, node: &str, names: &BitmapNames) -> Result<
     Ok(())
 }
 
-fn remove_one(monitor: &dyn Monitor, node: &str, name: &str) -> Result<(), MonitorError> {
+pub(crate) fn remove_one(
+    monitor: &dyn Monitor,
+    node: &str,
+    name: &str,
+) -> Result<(), MonitorError> {
     if !find(monitor, node)?.iter().any(|b| b.name == name) {
         return Ok(());
     }

@@ -9,6 +9,8 @@ pub mod node;
 
 pub mod bitmap;
 
+pub mod end_mark;
+
 pub mod channel;
 
 pub mod attach;

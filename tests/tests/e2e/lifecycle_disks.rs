@@ -262,3 +262,40 @@ fn disks_are_unplugged_and_plugged_in_and_the_others_stay_protected() {
     let info = daemon.json(&["info", &name]);
     closed_gaps(&info);
 }
+
+#[test]
+fn a_disk_that_was_cut_and_grown_again_within_one_suspension_is_found_out() {
+    if !needs_libvirt() {
+        return;
+    }
+    let name = unique("cut");
+    const DISK: u64 = 64 << 20;
+    let guest = Guest::start(&name, &[("qcow2", DISK), ("raw", DISK)]);
+    let daemon = Daemon::start();
+    daemon.ok(&["protect", &name]);
+    let fill = "for d in vda vdb; do dd if=/dev/urandom of=/dev/$d bs=1M count=64 oflag=direct || exit 1; done";
+    guest.sh(fill);
+    // By how much: half of it; so little that a bit of the bitmaps stands for more.
+    for cut in [DISK / 2, 4096] {
+        newest_equals(&daemon, &guest, &name);
+        daemon.ok(&["suspend", &name]);
+        for disk in ["vda", "vdb"] {
+            for size in [DISK - cut, DISK] {
+                guest.virsh(&["blockresize", &name, disk, &format!("{size}B")]);
+            }
+        }
+        daemon.ok(&["resume", &name]);
+        daemon.wait_state(&name, "protected", SOON);
+        newest_equals(&daemon, &guest, &name);
+        let info = daemon.json(&["info", &name]);
+        for volume in info["last_resync"]["volumes"].as_array().expect("volumes") {
+            let whole = volume["reason"] == "it was made smaller and larger again";
+            assert_eq!(whole, cut > 64 << 10, "{info}");
+        }
+    }
+    // Whole once and no longer: what marks the end is in force again.
+    daemon.ok(&["suspend", &name]);
+    daemon.ok(&["resume", &name]);
+    let info = daemon.wait_state(&name, "protected", SOON);
+    assert!(!info["last_resync"].to_string().contains("whole"), "{info}");
+}

@@ -25,6 +25,7 @@ use cdp_core::{Harbor, Marks, Recorder, Timestamp, VolumeId, VolumeMarks};
 use qemu_hook::{
     attach::Names,
     bitmap::{self, BitmapNames, Distrust, Renewal},
+    end_mark::{self, EndMark},
     monitor::{Monitor, MonitorError},
     node::{self, Node},
 };
@@ -57,6 +58,7 @@ impl LastWrite {
 pub(crate) struct Marking {
     monitor: Arc<dyn Monitor>,
     harbor: Harbor,
+    tag: String,
     names: BitmapNames,
     volumes: Vec<Volume>,
     state: Mutex<State>,
@@ -133,6 +135,7 @@ impl Marking {
         let marking = Self {
             monitor,
             harbor,
+            tag: tag.to_owned(),
             names,
             volumes,
             state: Mutex::new(state),
@@ -174,6 +177,7 @@ impl Marking {
         Ok(Self {
             monitor,
             harbor,
+            tag: tag.to_owned(),
             names,
             volumes,
             state: Mutex::new(state),
@@ -186,6 +190,7 @@ impl Marking {
         Self {
             monitor: Arc::clone(&self.monitor),
             harbor: self.harbor.clone(),
+            tag: self.tag.clone(),
             names: self.names.clone(),
             volumes: self.volumes.iter().filter(stays).cloned().collect(),
             state: Mutex::new(guard(&self.state).clone()),
@@ -207,6 +212,10 @@ impl Marking {
         let from = self.in_force(&state);
         // It drains: a write that no tap has seen is marked in what becomes B_prev.
         self.renew(&mut state, &from)?;
+        // The mirrors keep the disks as large as they are.
+        for volume in &self.volumes {
+            self.look_at_end(&mut state, volume)?;
+        }
         for (id, names) in taps {
             let volume = self.volumes.iter().find(|v| v.id == id);
             let whole = matches!(state.doubts.get(&id), Some(Doubt::Whole(_)));
@@ -241,6 +250,25 @@ impl Marking {
             })
         });
         to_read.collect()
+    }
+
+    /// Finds out whether a disk was cut until it was tapped, and has its end marked from now on.
+    fn look_at_end(&self, state: &mut State, volume: &Volume) -> ApiResult<()> {
+        let node = &volume.node;
+        let end = end_mark::find(&*self.monitor, &node.name, &self.names)
+            .map_err(|e| from_monitor(&e))?;
+        let doubt = state.doubts.entry(volume.id).or_insert(Doubt::Marked);
+        if let (Doubt::Marked, Some(reason)) = (&doubt, cut(end)) {
+            *doubt = Doubt::Whole(reason.into());
+        }
+        // One that stands may be of another size.
+        if matches!(doubt, Doubt::Whole(_)) {
+            let disk = (&*node.name, node.size, node.persistent_bitmaps);
+            if let Err(error) = end_mark::put(&*self.monitor, disk, &self.tag, &self.names) {
+                tracing::warn!(node = node.name, %error, "its end is not marked: it is read whole next time");
+            }
+        }
+        Ok(())
     }
 
     /// What may have changed of a volume whose image was complete when QEMU last ended.
@@ -426,14 +454,28 @@ fn judge(
         return Ok(Err("it was not read to its end last time".into()));
     }
     let judged = bitmap::judge(monitor, &node.name, names, &known.epochs);
-    Ok(judged
-        .map_err(|e| from_monitor(&e))?
-        .map_err(|distrust| match distrust {
-            Distrust::Missing if !node.persistent_bitmaps => {
-                format!("a {} image keeps no bitmap when QEMU ends", node.format)
-            }
-            distrust => distrust.to_string(),
-        }))
+    let judged = judged.map_err(|e| from_monitor(&e))?;
+    if judged.is_ok() {
+        let end = end_mark::find(monitor, &node.name, names).map_err(|e| from_monitor(&e))?;
+        if let Some(reason) = cut(end) {
+            return Ok(Err(reason.into()));
+        }
+    }
+    Ok(judged.map_err(|distrust| match distrust {
+        Distrust::Missing if !node.persistent_bitmaps => {
+            format!("a {} image keeps no bitmap when QEMU ends", node.format)
+        }
+        distrust => distrust.to_string(),
+    }))
+}
+
+/// Why the end of a disk says that its bitmaps do not know everything; none: it does not.
+fn cut(end: EndMark) -> Option<&'static str> {
+    match end {
+        EndMark::Stands => None,
+        EndMark::Gone => Some("it was made smaller and larger again"),
+        EndMark::Missing => Some("its end is not marked"),
+    }
 }
 
 /// What tells whether an image's file was changed, and when it last was; none for what is no file.

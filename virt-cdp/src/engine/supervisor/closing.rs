@@ -7,15 +7,22 @@
 //! A crash leaves the journal without the gap's beginning: the next start takes the newest point for that.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use cdp_core::{GapReason, Recorder, Timestamp};
+use cdp_core::{GapReason, Recorder, Seq, Timestamp};
 
 use super::{Active, Supervisor, ending::End};
-use crate::engine::{errors::sentence, machine::Machine, upkeep::Confirmed};
+use crate::engine::{
+    errors::sentence,
+    machine::{Machine, now},
+    upkeep::Confirmed,
+};
 
 /// How long the journal may stand still while a capture is put down, before it is not waited for any more.
 const STANDSTILL: Duration = Duration::from_secs(4);
@@ -26,6 +33,8 @@ const POLL: Duration = Duration::from_millis(5);
 pub(super) struct Closing {
     thread: JoinHandle<()>,
     recorder: Recorder,
+    /// It waits for QEMU, which has deadlines of its own.
+    at_qemu: Arc<AtomicBool>,
 }
 
 /// What is still to be done about a capture that has ended.
@@ -48,30 +57,35 @@ impl Supervisor {
         // Handed over in a cell, so that it is still there when there is no thread.
         let slot = Arc::new(std::sync::Mutex::new(Some(rest)));
         let theirs = Arc::clone(&slot);
+        let at_qemu = Arc::<AtomicBool>::default();
+        let asks = Arc::clone(&at_qemu);
         let spawned = thread::Builder::new().name(name).spawn(move || {
-            if let Some(rest) = crate::engine::guard(&theirs).take() {
-                rest.finish(&machine);
+            // Taken out first: the lock is not held over what waits.
+            let rest = crate::engine::guard(&theirs).take();
+            if let Some(rest) = rest {
+                rest.finish(&machine, &asks);
             }
             machine.wake();
         });
         let thread = match spawned {
             Ok(thread) => thread,
             Err(_) => {
-                if let Some(rest) = crate::engine::guard(&slot).take() {
-                    rest.finish(&self.machine);
+                let rest = crate::engine::guard(&slot).take();
+                if let Some(rest) = rest {
+                    rest.finish(&self.machine, &at_qemu);
                 }
                 return true;
             }
         };
-        self.closing = Some(Closing { thread, recorder });
-        let progress = |closing: &Closing| {
-            let stats = closing.recorder.stats();
-            (stats.durable, stats.journal_bytes, stats.syncs)
-        };
+        self.closing = Some(Closing {
+            thread,
+            recorder,
+            at_qemu,
+        });
         let (mut moved, mut last) = (Instant::now(), None);
         while !self.is_closed() {
-            let now = self.closing.as_ref().map(progress);
-            if now != last {
+            let now = self.closing.as_ref().and_then(Closing::owes);
+            if now.is_none() || now != last {
                 (moved, last) = (Instant::now(), now);
             }
             if moved.elapsed() > STANDSTILL {
@@ -98,8 +112,18 @@ impl Supervisor {
     }
 }
 
+impl Closing {
+    /// How far the journal has come, while it is the journal that is waited for.
+    fn owes(&self) -> Option<(Seq, u64, u64)> {
+        let stats = self.recorder.stats();
+        let at_disk = stats.head > stats.durable || !self.at_qemu.load(Ordering::SeqCst);
+        at_disk.then_some((stats.durable, stats.journal_bytes, stats.syncs))
+    }
+}
+
 impl Rest {
-    fn finish(mut self, machine: &Machine) {
+    fn finish(mut self, machine: &Machine, at_qemu: &AtomicBool) {
+        let at = |qemu: bool| at_qemu.store(qemu, Ordering::SeqCst);
         let active = &mut self.active;
         let recorder = active.capture.recorder().clone();
         let last_point = || {
@@ -112,7 +136,10 @@ impl Rest {
         };
         match self.end {
             End::MachineStopped => {
-                if active.capture.wait_end() {
+                at(true);
+                let ended = active.capture.wait_end();
+                at(false);
+                if ended {
                     last_point();
                     if active.ready
                         && let Err(error) = active.capture.rest()
@@ -125,7 +152,11 @@ impl Rest {
             End::WentElsewhere | End::TapLost | End::Overload | End::JournalFailed => {}
         }
         active.upkeep.stop();
-        let (reason, start) = self.gap;
+        let (reason, start) = match (self.end, self.gap) {
+            (End::WentElsewhere | End::TapLost | End::Overload, gap) => gap,
+            // Behind the last point, which was made just now.
+            (_, (reason, start)) => (reason, start.max(now())),
+        };
         // Without a base point there are no points that could be missing.
         let recorded = match self.end {
             _ if !self.seeded => Ok(()),
@@ -141,7 +172,9 @@ impl Rest {
             tracing::warn!(machine = machine.name, error, "the gap is not recorded yet");
         }
         drop(recorder);
+        at(true);
         active.capture.detach();
+        at(false);
         self.active.capture.end();
     }
 }
