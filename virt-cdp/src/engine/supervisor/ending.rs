@@ -49,6 +49,8 @@ pub(super) enum End {
     Overload,
     /// The journal takes nothing more.
     JournalFailed,
+    /// The harbors' file system is short of room; the journal is whole.
+    DiskFull,
     /// The user said so.
     Suspended,
     /// The daemon is being stopped.
@@ -123,6 +125,7 @@ impl Supervisor {
         };
         let detail = match end {
             End::Overload => "the harbor's disk does not take the guest's writes in time",
+            End::DiskFull => "the harbors' file system is short of space",
             _ => "",
         };
         if !matches!(end, End::Suspended | End::DaemonStopped) {
@@ -159,11 +162,12 @@ impl Supervisor {
             }
             // What came since may be older than what the other QEMU has written.
             End::WentElsewhere => (GapReason::GuestOff, here.time),
-            End::Suspended | End::DaemonStopped | End::DiskAdded => {
+            End::Suspended | End::DaemonStopped | End::DiskAdded | End::DiskFull => {
                 last_point();
                 let reason = match end {
                     End::Suspended => GapReason::Suspended,
                     End::DiskAdded => GapReason::Seeding,
+                    End::DiskFull => GapReason::DiskFull,
                     _ => GapReason::DaemonStopped,
                 };
                 (reason, now())

@@ -10,6 +10,7 @@
 mod disks;
 mod ending;
 mod points;
+mod room;
 mod wishes;
 
 use std::{
@@ -28,6 +29,7 @@ use crate::{
         capture::{Capture, Place, ReadState},
         errors::{from_harbor, sentence},
         machine::{Command, Doubt, Machine, State, now},
+        room::Room,
         source::{self, Found, Presence, Source},
         upkeep::{Confirmed, Task, Upkeep, keep_definition},
         volumes,
@@ -60,6 +62,8 @@ pub(crate) struct Setting {
     pub(crate) bitmap_interval: Duration,
     /// Looks after the taps.
     pub(crate) watch: Arc<TapWatch>,
+    /// Knows whether there is room.
+    pub(crate) room: Arc<Room>,
     /// Taps that an earlier daemon has left.
     pub(crate) inherited: Vec<Inherited>,
 }
@@ -225,6 +229,9 @@ impl Supervisor {
                 self.failed(&ApiError::new(ApiErrorKind::Unavailable, reason))
             }
             Presence::Running(_) => {
+                if let Some(low) = self.setting.room.low() {
+                    return self.wait_for_room(&low);
+                }
                 if let Err(error) = self.try_capture() {
                     self.failed(&error);
                 }
@@ -391,7 +398,7 @@ impl Supervisor {
         if active.upkeep.lost() || !active.capture.lost().is_empty() {
             return self.tap_lost();
         }
-        if !self.look_at_disks() {
+        if self.yields_room() || !self.look_at_disks() {
             return;
         }
         let Some(active) = &mut self.capture else {
