@@ -7,7 +7,12 @@ use std::{
 
 use serde_json::{Value, json};
 use virt_cdp_tests::{
-    daemon::Daemon, must, nbd::Writer, needs, proof::closed_gaps, storage_daemon::StorageDaemon,
+    daemon::Daemon,
+    must,
+    nbd::{Writer, Written},
+    needs, now_ns,
+    proof::closed_gaps,
+    storage_daemon::StorageDaemon,
     wait_for,
 };
 
@@ -26,8 +31,8 @@ fn pace(info: &Value) -> Value {
     ])
 }
 
-/// Writes blocks with a mark each, one after the other; returns the marks, all of them acknowledged.
-fn write_marks(socket: &std::path::Path, what: &str, count: u64) -> Vec<String> {
+/// Writes blocks with a mark each, one after the other; returns the marks, and when each was acknowledged.
+fn write_marks(socket: &std::path::Path, what: &str, count: u64) -> Vec<(String, i64)> {
     let mark = |id: u64| format!("{what} mark {id:05} ");
     let mut writer = Writer::connect(socket, "disk0", 1, 0);
     for at in 0..count {
@@ -38,7 +43,8 @@ fn write_marks(socket: &std::path::Path, what: &str, count: u64) -> Vec<String> 
         });
     }
     let written = writer.finish();
-    written.iter().map(|(id, _)| mark(*id)).collect()
+    let marked = |(id, write): &(u64, Written)| (mark(*id), write.acknowledged);
+    written.iter().map(marked).collect()
 }
 
 /// Marks that are not in the files of the journal.
@@ -98,9 +104,16 @@ fn a_machine_that_became_durable_keeps_what_was_acknowledged_and_has_no_gap() {
     let refused = daemon.cli(&["protect", MACHINE, "--qmp", &qmp, "--node", "disk0"]);
     assert!(!refused.ok, "without a wish it is protected already");
 
-    // What was acknowledged is in the file, though the daemon is killed at once.
-    let marks = write_marks(&socket, "kept", 50);
+    // What was acknowledged is in the file when the daemon is killed amidst it.
+    let load = thread::spawn(move || write_marks(&socket, "kept", 3000));
+    thread::sleep(Duration::from_millis(300));
+    let before = now_ns();
     daemon.kill();
+    let mut marks = load.join().expect("every write was answered");
+    marks.retain(|(_, acknowledged)| *acknowledged < before);
+    assert!((20..3000).contains(&marks.len()), "{}", marks.len());
+    eprintln!("killed after {} writes", marks.len());
+    let marks: Vec<String> = marks.into_iter().map(|(mark, _)| mark).collect();
     assert_eq!(missing(&daemon, &marks), [""; 0]);
     storage.stop_serving();
 
@@ -147,6 +160,7 @@ fn what_is_chosen_when_a_machine_is_first_protected_counts_from_its_first_write(
     assert_eq!(pace(&info), json!(["buffered", false, 100, true]));
     let socket = storage.serve(1);
     let marks = write_marks(&socket, "first", 50);
+    let marks: Vec<String> = marks.into_iter().map(|(mark, _)| mark).collect();
     // Neither a point nor the configured interval is near.
     let began = Instant::now();
     wait_for(
