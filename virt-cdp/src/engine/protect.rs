@@ -47,7 +47,7 @@ impl Engine {
         let asked = match self.asked(request) {
             Ok(asked) => asked,
             // A machine need not run, nor libvirt answer, for what is in its harbor to be changed.
-            Err(error) if !wish.is_empty() && request.disks.is_empty() => {
+            Err(error) if !wish.is_empty() && names_only(request) => {
                 let machine = self.under_protection(&request.name).ok_or(error)?;
                 return pace::changed(&machine, wish, || Ok(()))
                     .map(|()| messages::machine(&machine));
@@ -379,6 +379,11 @@ impl Engine {
         machine.ask(|answer| Command::SetMode(mode, answer))?;
         Ok(messages::machine(&machine))
     }
+}
+
+/// Tells whether a request says nothing of where the machine is and which disks are meant.
+fn names_only(request: &v1::ProtectRequest) -> bool {
+    request.qmp_socket.is_empty() && request.disks.is_empty() && request.nodes.is_empty()
 }
 
 /// The targets that are no volumes of the machine.
