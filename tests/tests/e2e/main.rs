@@ -23,11 +23,14 @@ mod lifecycle_ends;
 
 mod lifecycle_hosts;
 
+mod pace;
 mod quiesce;
 
 mod marks;
 
 mod restart;
+
+mod room;
 
 mod resync;
 

@@ -125,8 +125,8 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
     }
     // A machine that was known before may be asked for nothing else, whatever state it is in.
     let settled = ["suspended", "off", "failed"].contains(&machine.state.as_str());
-    let is_done = changes_pace && settled;
-    if !(args.no_wait || is_done) {
+    let has_to_come = !(changes_pace && settled);
+    if has_to_come && !args.no_wait {
         machine = wait_for_seed(session, machine)?;
     }
     session.answer(&json::Machine::from(&machine), || {

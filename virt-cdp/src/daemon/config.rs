@@ -46,6 +46,10 @@ const IO_BUFFER: Bounds<u64> = Bounds {
     least: 48 * MIB,
     most: 256 * MIB,
 };
+const RESERVE: Bounds<u64> = Bounds {
+    least: 0,
+    most: 1024 * 1024 * MIB,
+};
 const SEGMENT_SIZE: Bounds<u64> = Bounds {
     least: MIB,
     most: 1024 * MIB,
@@ -99,6 +103,9 @@ pub struct Capture {
     /// Bytes after which a journal segment is sealed.
     #[serde(serialize_with = "put_size", deserialize_with = "segment_size")]
     pub segment_size: u64,
+    /// Bytes of the harbors' file system that stay free, a tenth of it at most; 0: none.
+    #[serde(serialize_with = "put_size", deserialize_with = "reserve")]
+    pub reserve: u64,
     /// Time between two rounds of dirty bitmap upkeep.
     #[serde(serialize_with = "put_duration", deserialize_with = "bitmap_interval")]
     pub bitmap_interval: Duration,
@@ -161,6 +168,7 @@ impl Default for Capture {
             io_buffer: 64 * MIB,
             flush_interval: Duration::from_millis(200),
             segment_size: 64 * MIB,
+            reserve: 1024 * MIB,
             bitmap_interval: Duration::from_secs(2),
             freeze_limit: Duration::from_secs(5),
             bypass_deadline: Duration::from_secs(1),
@@ -407,6 +415,10 @@ fn io_buffer<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
 
 fn segment_size<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
     size(from, &SEGMENT_SIZE)
+}
+
+fn reserve<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    size(from, &RESERVE)
 }
 
 fn absolute<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {

@@ -46,6 +46,7 @@ impl api::Engine for EngineHandle {
         let engine = &self.0;
         let machines: Vec<Arc<Machine>> = guard(&engine.machines).values().cloned().collect();
         let mut problems = guard(&engine.problems).clone();
+        problems.extend(engine.room.low().map(|low| low.to_string()));
         for machine in &machines {
             let status = machine.status();
             if status.state == State::Failed {

@@ -18,6 +18,8 @@ mod pace;
 
 mod protect;
 
+mod room;
+
 mod watch;
 
 mod machine;
@@ -73,6 +75,7 @@ use self::{
     jobs::Jobs,
     machine::Machine,
     quiesce::{Made, marker::Markers, watch::Watch},
+    room::{Reserve, Room},
     source::{DomainSource, QmpSource, Source},
     supervisor::Setting,
     takeovers::Takeovers,
@@ -95,6 +98,7 @@ pub struct Engine {
     harbors: PathBuf,
     private_dir: PathBuf,
     watch: Arc<TapWatch>,
+    room: Arc<Room>,
     machines: Mutex<BTreeMap<String, Arc<Machine>>>,
     hypervisors: Mutex<BTreeMap<String, Hypervisor>>,
     views: Arc<Views>,
@@ -132,9 +136,18 @@ impl Engine {
         let program = crate::guard::program().map_err(|e| guard_error(&e))?;
         let watch = TapWatch::start(&private_dir, &program, config.capture.bypass_deadline)
             .map_err(|e| guard_error(&e))?;
+        let reserve = Reserve {
+            bytes: config.capture.reserve,
+            segment: config.capture.segment_size,
+        };
+        let room = Room::watch(&harbors, reserve).map_err(|e| {
+            let what = format!("cannot start a thread: {e}");
+            ApiError::new(ApiErrorKind::ResourceExhausted, what)
+        })?;
         let engine = Arc::new(Self {
             config: config.clone(),
             watch,
+            room,
             harbors,
             private_dir,
             machines: Mutex::default(),
@@ -212,6 +225,7 @@ impl Engine {
             private_dir: self.private_dir.clone(),
             bitmap_interval: self.config.capture.bitmap_interval,
             watch: Arc::clone(&self.watch),
+            room: Arc::clone(&self.room),
             inherited: self.watch.inherited(&description.machine_id),
         };
         supervisor::start(&machine, commands, setting).map_err(|e| {
@@ -333,6 +347,7 @@ impl Engine {
             flush_interval: capture.flush_interval,
             buffer_bytes: usize::try_from(capture.io_buffer).unwrap_or(usize::MAX),
             segment_bytes: capture.segment_size,
+            kept_free: capture.reserve,
             ..Options::default()
         }
     }

@@ -47,7 +47,7 @@ impl Engine {
         let asked = match self.asked(request) {
             Ok(asked) => asked,
             // A machine need not run, nor libvirt answer, for what is in its harbor to be changed.
-            Err(error) if !wish.is_empty() && request.disks.is_empty() => {
+            Err(error) if !wish.is_empty() && names_only(request) => {
                 let machine = self.under_protection(&request.name).ok_or(error)?;
                 return pace::changed(&machine, wish, || Ok(()))
                     .map(|()| messages::machine(&machine));
@@ -203,6 +203,7 @@ impl Engine {
             if new.is_empty() {
                 return Ok(());
             }
+            self.room.require()?;
             return machine.ask(|answer| Command::TakeIn(new, answer));
         }
         let kept: Vec<String> = description
@@ -222,6 +223,7 @@ impl Engine {
             return Err(ApiError::new(ApiErrorKind::FailedPrecondition, what)
                 .hint("protect it without --disk, or remove the harbor with 'virt-cdp unprotect NAME --delete'"));
         }
+        self.room.require()?;
         machine.ask(|answer| Command::SetMode(Mode::Active, answer))?;
         if let Err(error) = machine.ask(Command::Start) {
             machine.ask(|answer| Command::SetMode(Mode::Released, answer))?;
@@ -230,7 +232,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Refuses a seed that is bound to fill the disk.
+    /// Refuses a seed for which there is no room, or that is bound to use up what there is.
     fn require_room(
         &self,
         asked: &Asked,
@@ -248,19 +250,20 @@ impl Engine {
             .filter_map(|f| allocated(&f))
             .sum::<u64>()
             .saturating_add(JOURNAL_ROOM);
-        let Ok(space) = rustix::fs::statvfs(&self.harbors) else {
+        self.room.require()?;
+        let Ok((free, reserve)) = self.room.free() else {
             return Ok(());
         };
-        let free = space.f_bavail.saturating_mul(space.f_frsize);
-        if free >= needed {
+        if free.saturating_sub(reserve) >= needed {
             return Ok(());
         }
         let what = format!(
-            "no space for the harbor of '{}': the disks take {}, {} has {} left",
+            "no space for the harbor of '{}': the disks take {}, {} has {} left, and {} are kept free",
             asked.name,
             format_size(needed - JOURNAL_ROOM),
             self.harbors.display(),
-            format_size(free)
+            format_size(free),
+            format_size(reserve)
         );
         Err(ApiError::new(ApiErrorKind::ResourceExhausted, what)
             .hint("make room on that file system, or set state_dir to a larger one"))
@@ -376,6 +379,11 @@ impl Engine {
         machine.ask(|answer| Command::SetMode(mode, answer))?;
         Ok(messages::machine(&machine))
     }
+}
+
+/// Tells whether a request says nothing of where the machine is and which disks are meant.
+fn names_only(request: &v1::ProtectRequest) -> bool {
+    request.qmp_socket.is_empty() && request.disks.is_empty() && request.nodes.is_empty()
 }
 
 /// The targets that are no volumes of the machine.

@@ -148,7 +148,7 @@ impl Rest {
                     }
                 }
             }
-            End::Suspended | End::DaemonStopped | End::DiskAdded => last_point(),
+            End::Suspended | End::DaemonStopped | End::DiskAdded | End::DiskFull => last_point(),
             End::WentElsewhere | End::TapLost | End::Overload | End::JournalFailed => {}
         }
         active.upkeep.stop();

@@ -52,6 +52,8 @@ pub(super) enum End {
     Overload,
     /// The journal takes nothing more.
     JournalFailed,
+    /// The harbors' file system is short of room; the journal is whole.
+    DiskFull,
     /// The user said so.
     Suspended,
     /// The daemon is being stopped.
@@ -133,6 +135,7 @@ impl Supervisor {
         };
         let detail = match end {
             End::Overload => OVERLOAD,
+            End::DiskFull => "the harbors' file system is short of space",
             _ => "",
         };
         if !matches!(end, End::Suspended | End::DaemonStopped) {
@@ -149,6 +152,7 @@ impl Supervisor {
             End::Suspended => (GapReason::Suspended, now()),
             End::DiskAdded => (GapReason::Seeding, now()),
             End::DaemonStopped => (GapReason::DaemonStopped, now()),
+            End::DiskFull => (GapReason::DiskFull, now()),
             // From when on the mirrors did not stand is not known better than that.
             End::TapLost => (GapReason::TapLost, confirmed.time),
             End::Overload => (GapReason::Overload, confirmed.time),

@@ -12,6 +12,7 @@ mod disks;
 mod ending;
 mod mode;
 mod points;
+mod room;
 mod wishes;
 
 use std::{
@@ -30,6 +31,7 @@ use crate::{
         capture::{Capture, Place},
         errors::{disk_silent, from_harbor, sentence},
         machine::{Command, Doubt, Machine, State, now},
+        room::Room,
         source::{self, Found, Presence, Source},
         upkeep::{Confirmed, Task, Upkeep, keep_definition},
         volumes,
@@ -64,6 +66,8 @@ pub(crate) struct Setting {
     pub(crate) bitmap_interval: Duration,
     /// Looks after the taps.
     pub(crate) watch: Arc<TapWatch>,
+    /// Knows whether there is room.
+    pub(crate) room: Arc<Room>,
     /// Taps that an earlier daemon has left.
     pub(crate) inherited: Vec<Inherited>,
 }
@@ -260,6 +264,9 @@ impl Supervisor {
                 self.failed(&ApiError::new(ApiErrorKind::Unavailable, reason))
             }
             Presence::Running(_) => {
+                if let Some(low) = self.setting.room.low() {
+                    return self.wait_for_room(&low);
+                }
                 if let Err(error) = self.try_capture() {
                     self.failed(&error);
                 }
@@ -434,7 +441,7 @@ impl Supervisor {
             // The guard has closed it, or QEMU: the tap itself learns it in a moment.
             return self.machine.set_state(State::Retrying, "");
         }
-        if !self.look_at_disks() {
+        if self.yields_room() || !self.look_at_disks() {
             return;
         }
         let Some(active) = &mut self.capture else {
