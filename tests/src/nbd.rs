@@ -22,6 +22,7 @@ const SIMPLE_REPLY: u32 = 0x6744_6698;
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 const DISCONNECT: u16 = 2;
+const WRITE_ZEROES: u16 = 6;
 
 /// Connects to export `name`; returns the connection and the export's size in bytes.
 pub fn connect(socket: &Path, name: &str) -> (UnixStream, u64) {
@@ -147,10 +148,20 @@ impl Writer {
 
     /// Sends a write once there is room for it; `fill` makes the payload from the write's number.
     pub fn write(&mut self, offset: u64, len: u64, fill: impl FnOnce(u64) -> Vec<u8>) {
+        let payload = fill(self.next);
+        self.send(WRITE, offset, len, &payload);
+    }
+
+    /// Sends zeroes without a payload, like [`write`](Self::write).
+    pub fn zero(&mut self, offset: u64, len: u64) {
+        self.send(WRITE_ZEROES, offset, len, &[]);
+    }
+
+    fn send(&mut self, command: u16, offset: u64, len: u64, payload: &[u8]) {
         let id = self.next;
         self.next += 1;
-        let mut message = request(WRITE, id, offset, len as u32);
-        message.extend(fill(id));
+        let mut message = request(command, id, offset, len as u32);
+        message.extend_from_slice(payload);
         let mut in_flight = self.state.in_flight.lock().expect("no panic");
         while in_flight.len() >= self.depth {
             in_flight = self.state.answered.wait(in_flight).expect("no panic");

@@ -27,6 +27,8 @@ mod quiesce;
 
 mod marks;
 
+mod memory;
+
 mod restart;
 
 mod resync;
