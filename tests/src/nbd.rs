@@ -13,6 +13,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use crate::now_ns;
@@ -23,6 +24,8 @@ const READ: u16 = 0;
 const WRITE: u16 = 1;
 const DISCONNECT: u16 = 2;
 const WRITE_ZEROES: u16 = 6;
+/// How long the last replies may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Connects to export `name`; returns the connection and the export's size in bytes.
 pub fn connect(socket: &Path, name: &str) -> (UnixStream, u64) {
@@ -179,12 +182,14 @@ impl Writer {
         self.stream.write_all(&message).expect("the write is sent");
     }
 
-    /// Waits for all replies; returns every write by number.
+    /// Waits for all replies, a minute at most; returns every write by number.
     pub fn finish(mut self) -> Vec<(u64, Written)> {
-        let mut in_flight = self.state.in_flight.lock().expect("no panic");
-        while !in_flight.is_empty() {
-            in_flight = self.state.answered.wait(in_flight).expect("no panic");
-        }
+        let in_flight = self.state.in_flight.lock().expect("no panic");
+        let answered = &self.state.answered;
+        let waited =
+            answered.wait_timeout_while(in_flight, PATIENCE, |in_flight| !in_flight.is_empty());
+        let (in_flight, _) = waited.expect("no panic");
+        assert!(in_flight.is_empty(), "never answered: {in_flight:?}");
         drop(in_flight);
         self.state.closing.store(true, Ordering::SeqCst);
         let _ = self.stream.write_all(&request(DISCONNECT, 0, 0, 0));

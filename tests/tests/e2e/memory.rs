@@ -119,7 +119,7 @@ impl Flood {
 }
 
 fn large(writer: &mut Writer, random: &mut Random) {
-    writer.write(random.below(1024) * MIB, MIB, |id| {
+    writer.write(random.below(512) * MIB, MIB, |id| {
         vec![id as u8 | 1; MIB as usize]
     });
 }
@@ -204,7 +204,7 @@ fn memory_stays_within_the_io_buffer_and_64_mib_while_a_resync_reads_a_large_dis
 
     let writing = {
         let name = name.clone();
-        let load = format!("wload /dev/vda --seconds 9 --size-mib {}", DISK / MIB);
+        let load = format!("wload /dev/vda --seconds 7 --size-mib {}", DISK / MIB);
         thread::spawn(move || Guest::existing(&name).sh(&load))
     };
     thread::sleep(Duration::from_millis(500));
