@@ -39,3 +39,5 @@ mod resync;
 mod seed;
 #[path = "core/time.rs"]
 mod time;
+#[path = "core/turns.rs"]
+mod turns;

@@ -20,6 +20,7 @@ DISK = 256 * bench.MIB
 HARBORS = 2560 * bench.MIB
 LOAD_S = float(os.environ.get("BENCH_FAULT_SECONDS", "7"))
 AT_S = 1.5
+HELD_S = max(1.6, LOAD_S - 3)  # how long a part is held up: longer than the bypass deadline, or nobody feels it
 HEALED_S = 120
 LEFT = 24 * bench.MIB  # of the harbor's file system, when it is filled
 
@@ -41,7 +42,7 @@ class Fault:
 
     def stopped(self):
         self.daemon.process.send_signal(signal.SIGSTOP)
-        self.hurt_for(LOAD_S - 3, lambda: self.daemon.process.send_signal(signal.SIGCONT))
+        self.hurt_for(HELD_S, lambda: self.daemon.process.send_signal(signal.SIGCONT))
 
     def upgraded(self):
         started = self.daemon.cli("status")["started"]
@@ -56,11 +57,11 @@ class Fault:
                 os.posix_fallocate(descriptor, 0, max(1, space.f_bavail * space.f_frsize - LEFT))
         finally:
             os.close(descriptor)
-        self.hurt_for(LOAD_S - 3, lambda: None)
+        self.hurt_for(HELD_S, lambda: None)
 
     def hung(self):
         bench.run("fsfreeze", "-f", self.harbors)
-        self.hurt_for(LOAD_S - 3, self.thaw)
+        self.hurt_for(HELD_S, self.thaw)
 
     def thaw(self):
         bench.run("fsfreeze", "-u", self.harbors, check=False)
@@ -169,5 +170,7 @@ def run(stand):
     if lost:
         note += f"; turns that do not count: {lost}"
     note = note.replace("|", "/").replace("\n", " ")
+    if LOAD_S < 7:
+        note += f"; loads of {LOAD_S:g} s only"
     value = max(worst.values()) if len(worst) == len(FAULTS) else None
-    stand.report.figure("stall", value, note, proven=not errors and not lost)
+    stand.report.figure("stall", value, note, proven=not errors and not lost and LOAD_S >= 7)

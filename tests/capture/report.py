@@ -1,9 +1,15 @@
 """Rows, figures and what is made of them: target/bench/capture.md and capture.json."""
 
 import json
+import os
 import statistics
 
 from . import bench
+
+# Fewer rounds or shorter loads show that all works; they prove no figure.
+FULL = {"BENCH_ROUNDS": 5, "BENCH_SECONDS": 3}
+SHORT = ", ".join(f"{name}={os.environ[name]}" for name, full in FULL.items()
+                  if float(os.environ.get(name) or full) < full)
 
 # Key, what it is, what is to be reached in words, and the same for the program.
 FIGURES = (
@@ -42,6 +48,8 @@ class Report:
         """`proven`: what the figure asks beside its number (no guest error, the same again, the whole size)."""
         _, name, sense, bound = next(figure for figure in FIGURES if figure[0] == key)
         met = False
+        if value is not None and SHORT:
+            proven, note = False, f"{note}; NOT PROVEN: {SHORT}"
         if value is not None:
             met = bool(proven and (value >= bound if sense == ">=" else value <= bound))
         self.figures[key] = {"name": name, "value": value, "target": f"{sense} {bound}", "met": met, "note": note}

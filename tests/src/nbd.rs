@@ -13,6 +13,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use crate::now_ns;
@@ -22,6 +23,9 @@ const SIMPLE_REPLY: u32 = 0x6744_6698;
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 const DISCONNECT: u16 = 2;
+const WRITE_ZEROES: u16 = 6;
+/// How long the last replies may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Connects to export `name`; returns the connection and the export's size in bytes.
 pub fn connect(socket: &Path, name: &str) -> (UnixStream, u64) {
@@ -147,10 +151,20 @@ impl Writer {
 
     /// Sends a write once there is room for it; `fill` makes the payload from the write's number.
     pub fn write(&mut self, offset: u64, len: u64, fill: impl FnOnce(u64) -> Vec<u8>) {
+        let payload = fill(self.next);
+        self.send(WRITE, offset, len, &payload);
+    }
+
+    /// Sends zeroes without a payload, like [`write`](Self::write).
+    pub fn zero(&mut self, offset: u64, len: u64) {
+        self.send(WRITE_ZEROES, offset, len, &[]);
+    }
+
+    fn send(&mut self, command: u16, offset: u64, len: u64, payload: &[u8]) {
         let id = self.next;
         self.next += 1;
-        let mut message = request(WRITE, id, offset, len as u32);
-        message.extend(fill(id));
+        let mut message = request(command, id, offset, len as u32);
+        message.extend_from_slice(payload);
         let mut in_flight = self.state.in_flight.lock().expect("no panic");
         while in_flight.len() >= self.depth {
             in_flight = self.state.answered.wait(in_flight).expect("no panic");
@@ -168,12 +182,14 @@ impl Writer {
         self.stream.write_all(&message).expect("the write is sent");
     }
 
-    /// Waits for all replies; returns every write by number.
+    /// Waits for all replies, a minute at most; returns every write by number.
     pub fn finish(mut self) -> Vec<(u64, Written)> {
-        let mut in_flight = self.state.in_flight.lock().expect("no panic");
-        while !in_flight.is_empty() {
-            in_flight = self.state.answered.wait(in_flight).expect("no panic");
-        }
+        let in_flight = self.state.in_flight.lock().expect("no panic");
+        let answered = &self.state.answered;
+        let waited =
+            answered.wait_timeout_while(in_flight, PATIENCE, |in_flight| !in_flight.is_empty());
+        let (in_flight, _) = waited.expect("no panic");
+        assert!(in_flight.is_empty(), "never answered: {in_flight:?}");
         drop(in_flight);
         self.state.closing.store(true, Ordering::SeqCst);
         let _ = self.stream.write_all(&request(DISCONNECT, 0, 0, 0));

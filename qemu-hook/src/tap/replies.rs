@@ -29,7 +29,7 @@ pub(super) struct Replies {
 struct State {
     /// Everything up to this number is kept.
     kept: u64,
-    /// Nothing further will be kept.
+    /// Nothing further will be kept, or the peer takes no reply.
     ended: bool,
     held: VecDeque<Held>,
     /// Replies to be sent now.
@@ -74,6 +74,10 @@ impl Replies {
         } else {
             state.held.push_back(held);
             state.release_due();
+            // The sink may have come to its end after it took this one.
+            if state.ended && !state.held.is_empty() {
+                hang_up(&self.control.stream);
+            }
         }
     }
 
@@ -107,6 +111,7 @@ impl Replies {
         state.release_due();
         let sent = state.ready.is_empty() || self.send(&mut state).unwrap_or(false);
         if !sent || (state.ended && !state.held.is_empty()) {
+            state.ended = true;
             hang_up(&self.control.stream);
         }
     }
@@ -117,7 +122,7 @@ impl Replies {
         !state.held.is_empty() || !state.ready.is_empty()
     }
 
-    /// Tells whether nothing further will be kept.
+    /// Tells whether what is owed will never be sent.
     pub(super) fn have_ended(&self) -> bool {
         self.lock().ended
     }

@@ -79,7 +79,7 @@ impl<'a, S: WriteSink> Requests<'a, S> {
     /// Takes one request; false when QEMU has left.
     fn step(&mut self) -> Result<bool, TapEnd> {
         if self.control.is_to_park() && self.intake.len() == 0 {
-            return self.park().map_or_else(Err, |()| Err(TapEnd::Parked));
+            return self.answer_all().map_or_else(Err, |()| Err(TapEnd::Parked));
         }
         if !self.need(Request::SIZE)? {
             return Ok(false);
@@ -101,6 +101,7 @@ impl<'a, S: WriteSink> Requests<'a, S> {
             }
             cmd::DISC => {
                 self.control.stats.say_goodbye();
+                self.answer_all()?;
                 return Ok(false);
             }
             cmd::READ => (self.refuse_read(&request), Ack::Now),
@@ -123,7 +124,7 @@ impl<'a, S: WriteSink> Requests<'a, S> {
             match self.intake.read(wanted, self.control.is_to_park())? {
                 Got::Some => {}
                 Got::Nothing if at_boundary && self.control.is_to_park() => {
-                    return self.park().map_or_else(Err, |()| Err(TapEnd::Parked));
+                    return self.answer_all().map_or_else(Err, |()| Err(TapEnd::Parked));
                 }
                 Got::Nothing => {}
                 Got::End if at_boundary => return Ok(false),
@@ -133,8 +134,8 @@ impl<'a, S: WriteSink> Requests<'a, S> {
         Ok(true)
     }
 
-    /// Waits until every reply is sent; nothing was read ahead.
-    fn park(&self) -> Result<(), TapEnd> {
+    /// Waits until every reply is sent, however long the sink takes with what it has.
+    fn answer_all(&self) -> Result<(), TapEnd> {
         self.replies.flush()?;
         while self.replies.are_owed() {
             if self

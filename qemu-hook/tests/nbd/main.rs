@@ -25,6 +25,7 @@ mod client_suspicion;
 
 mod tap_bypass;
 mod tap_door;
+mod tap_kept;
 mod tap_mirror;
 mod tap_requests;
 

@@ -39,10 +39,15 @@ const MUST_NOT_KNOW: [(&str, &str, &[&str]); 3] = [
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let manifest = repository().join("Cargo.toml");
     let manifest = manifest.to_str().expect("a plain path");
+    // Only what this platform needs has been fetched.
+    let about = must("rustc", &["-vV"]);
+    let host = about.lines().find_map(|line| line.strip_prefix("host: "));
     let out = must(
         "cargo",
         &[
             "metadata",
+            "--filter-platform",
+            host.expect("rustc's host"),
             "--format-version",
             "1",
             "--locked",

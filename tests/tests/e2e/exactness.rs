@@ -177,12 +177,8 @@ fn a_hundred_points_over_two_volumes_are_legal_cuts() {
     if !needs(&["qemu-storage-daemon", "qemu-img"]) {
         return;
     }
-    let seed = std::env::var("SEED")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or(now_seed());
-    eprintln!("replay with SEED={seed}");
-    let mut storage = StorageDaemon::start(&[("qcow2", VOLUME), ("raw", VOLUME)]);
+    let seed = seed();
+    let storage = StorageDaemon::start(&[("qcow2", VOLUME), ("raw", VOLUME)]);
     let daemon = Daemon::start();
     let name = unique("exact");
     let qmp = storage.qmp().display().to_string();
@@ -190,28 +186,10 @@ fn a_hundred_points_over_two_volumes_are_legal_cuts() {
         "protect", &name, "--qmp", &qmp, "--node", "disk0", "--node", "disk1",
     ]);
 
-    let socket = storage.serve(VOLUMES);
-    let stop = Arc::new(AtomicBool::new(false));
     let began = Instant::now();
-    let writers: Vec<_> = (0..VOLUMES)
-        .map(|volume| {
-            let (socket, stop) = (socket.clone(), Arc::clone(&stop));
-            thread::spawn(move || write_load(&socket, volume, seed, &stop))
-        })
-        .collect();
+    let load = Load::start(&storage, seed);
     thread::sleep(RUN.saturating_sub(began.elapsed()));
-    stop.store(true, Ordering::Relaxed);
-    let histories: Vec<History> = writers
-        .into_iter()
-        .enumerate()
-        .map(|(volume, w)| History::new(volume, w.join().expect("the writer went well")))
-        .collect();
-    eprintln!(
-        "{} and {} writes",
-        histories[0].writes.len(),
-        histories[1].writes.len()
-    );
-    storage.stop_serving();
+    let histories = load.end(&storage);
 
     let points = daemon.json(&["point-list", &name]);
     let points = points["points"].as_array().expect("points");
@@ -222,11 +200,7 @@ fn a_hundred_points_over_two_volumes_are_legal_cuts() {
         let point = &points[chosen * last / (POINTS - 1)];
         let id = point["id"].to_string();
         let taken = point_time_ns(point);
-        let view = daemon.json(&["view-open", &name, "--at", &id]);
-        images = (0..VOLUMES)
-            .map(|v| nbd::read_all(&view_socket(&view), &format!("disk{v}")))
-            .collect();
-        daemon.ok(&["view-close", view["id"].as_str().expect("an id")]);
+        images = self::images(&daemon, &name, point);
         judge(&histories, &images, taken)
             .unwrap_or_else(|e| panic!("point {id}: {e}; SEED={seed}"));
     }
@@ -248,10 +222,14 @@ fn a_hundred_points_over_two_volumes_are_legal_cuts() {
         "the judge sees a write undone"
     );
 
-    // And the last point is the disk itself, as it lies there once nobody has it open.
+    last_is_the_disk(&daemon, &name, storage);
+}
+
+/// The last point is the disk itself, as it lies there once nobody has it open.
+fn last_is_the_disk(daemon: &Daemon, name: &str, mut storage: StorageDaemon) {
     storage.quit();
-    daemon.wait_state(&name, "off", Duration::from_secs(20));
-    let view = daemon.json(&["view-open", &name, "--at", "latest"]);
+    daemon.wait_state(name, "off", Duration::from_secs(20));
+    let view = daemon.json(&["view-open", name, "--at", "latest"]);
     for volume in view["volumes"].as_array().expect("volumes") {
         let number: usize = volume["target"].as_str().expect("a target")[4..]
             .parse()
@@ -264,6 +242,94 @@ fn a_hundred_points_over_two_volumes_are_legal_cuts() {
             &["compare", "-f", format, "-F", "raw", &live, uri],
         );
     }
+}
+
+/// The daemon is upgraded again and again while writes wait for the journal's sync: a write that was answered twice, or
+/// in vain, or not at all, is found out.
+#[test]
+fn upgrades_under_group_commit_answer_each_write_once_and_every_point_is_a_legal_cut() {
+    if !needs(&["qemu-storage-daemon", "qemu-img"]) {
+        return;
+    }
+    let seed = seed();
+    let storage = StorageDaemon::start(&[("qcow2", VOLUME), ("raw", VOLUME)]);
+    let daemon = Daemon::start_with("[capture]\nack = 'durable'\n");
+    let name = unique("commit");
+    let qmp = storage.qmp().display().to_string();
+    daemon.ok(&[
+        "protect", &name, "--qmp", &qmp, "--node", "disk0", "--node", "disk1",
+    ]);
+    let gaps = || daemon.json(&["info", &name])["gaps"].to_string();
+    let gaps_before = gaps();
+    let load = Load::start(&storage, seed);
+    for _ in 0..4 {
+        thread::sleep(Duration::from_millis(1500));
+        let started = || daemon.cli(&["--json", "status"]);
+        let before = daemon.json(&["status"])["started"].to_string();
+        virt_cdp_tests::must("kill", &["-HUP", &daemon.pid().to_string()]);
+        virt_cdp_tests::wait_for("the daemon serves anew", Duration::from_secs(20), || {
+            let ran = started();
+            match ran.ok && !ran.out.contains(&before) {
+                true => Ok(()),
+                false => Err(ran.err),
+            }
+        });
+        daemon.wait_state(&name, "protected", Duration::from_secs(5));
+    }
+    let histories = load.end(&storage);
+    assert_eq!(gaps(), gaps_before, "taken over, not attached again");
+    let points = daemon.json(&["point-list", &name]);
+    let points = points["points"].as_array().expect("points");
+    assert!(points.len() >= 5, "{} points", points.len());
+    for point in points {
+        let images = images(&daemon, &name, point);
+        judge(&histories, &images, point_time_ns(point))
+            .unwrap_or_else(|e| panic!("point {}: {e}; SEED={seed}", point["id"]));
+    }
+    last_is_the_disk(&daemon, &name, storage);
+}
+
+/// Writers on all volumes.
+struct Load {
+    stop: Arc<AtomicBool>,
+    writers: Vec<thread::JoinHandle<Vec<(u64, Written)>>>,
+}
+
+impl Load {
+    fn start(storage: &StorageDaemon, seed: u64) -> Self {
+        let socket = storage.serve(VOLUMES);
+        let stop = Arc::new(AtomicBool::new(false));
+        let writers = (0..VOLUMES).map(|volume| {
+            let (socket, stop) = (socket.clone(), Arc::clone(&stop));
+            thread::spawn(move || write_load(&socket, volume, seed, &stop))
+        });
+        let writers = writers.collect();
+        Self { stop, writers }
+    }
+
+    /// Ends them; every write has to be answered.
+    fn end(self, storage: &StorageDaemon) -> Vec<History> {
+        self.stop.store(true, Ordering::Relaxed);
+        let written = self.writers.into_iter().map(|w| w.join());
+        let histories: Vec<History> = written
+            .enumerate()
+            .map(|(volume, w)| History::new(volume, w.expect("the writer went well")))
+            .collect();
+        let counts: Vec<usize> = histories.iter().map(|h| h.writes.len()).collect();
+        eprintln!("{counts:?} writes");
+        storage.stop_serving();
+        histories
+    }
+}
+
+/// What all volumes hold at a point.
+fn images(daemon: &Daemon, name: &str, point: &serde_json::Value) -> Vec<Vec<u8>> {
+    let view = daemon.json(&["view-open", name, "--at", &point["id"].to_string()]);
+    let images = (0..VOLUMES)
+        .map(|v| nbd::read_all(&view_socket(&view), &format!("disk{v}")))
+        .collect();
+    daemon.ok(&["view-close", view["id"].as_str().expect("an id")]);
+    images
 }
 
 /// The socket of a view, out of its first volume's URI.
@@ -284,6 +350,9 @@ fn point_time_ns(point: &serde_json::Value) -> i64 {
     seconds.trim().parse::<i64>().expect("seconds") * 1_000_000_000 + fraction
 }
 
-fn now_seed() -> u64 {
-    virt_cdp_tests::now_ns() as u64
+fn seed() -> u64 {
+    let asked = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
+    let seed = asked.unwrap_or(virt_cdp_tests::now_ns() as u64);
+    eprintln!("replay with SEED={seed}");
+    seed
 }

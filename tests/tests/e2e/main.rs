@@ -28,6 +28,8 @@ mod quiesce;
 
 mod marks;
 
+mod memory;
+
 mod restart;
 
 mod room;
