@@ -65,6 +65,12 @@ pub const KEPT_FREE_SHARE: u64 = 10;
 /// A segment is sealed when it holds this many records, however short it is: they are kept in memory until then.
 pub const SEGMENT_RECORDS_MAX: usize = 64 * 1024;
 
+/// Most records on top that are held of a part of a volume that is opened part by part; twice as many while it is
+/// worked out.
+pub const PART_RECORDS_MAX: usize = 32 * 1024;
+/// Most parts of a volume that are held at a time: reads come in order, but for some that are under way together.
+pub const PARTS_KEPT_MAX: usize = 2;
+
 /// Longest label of a point.
 pub const LABEL_MAX: usize = 1024;
 /// Longest machine id, in UTF-8 (format).

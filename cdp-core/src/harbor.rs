@@ -18,6 +18,7 @@ use crate::point::{Gap, Point, PointId, Seq, XmlVersion};
 use crate::recorder::Recorder;
 use crate::storage::RealStorage;
 use crate::view::image::{self, Plan};
+use crate::view::parts::Parts;
 use crate::view::{LatestImage, View};
 
 mod options;
@@ -290,10 +291,8 @@ impl Harbor {
             .volume(volume)
             .ok_or(HarborError::NoSuchVolume(volume))?;
         let plan = self.shared.plan(volume.id, volume.size, seq)?;
-        let image = image::open(&self.shared, vec![plan], seq)?.pop();
-        image
-            .map(|image| LatestImage::new(seq, image))
-            .ok_or(HarborError::NotSeeded(volume.id))
+        let parts = Parts::open(&self.shared, plan, seq)?;
+        Ok(LatestImage::new(seq, parts))
     }
 
     /// Answers a question about the points that can be viewed; none if there are none.

@@ -14,10 +14,12 @@ use crate::point::{Point, Seq};
 use crate::storage::Storage;
 
 pub(crate) mod image;
+pub(crate) mod parts;
 
 mod export;
 
 use image::Image;
+use parts::Parts;
 
 /// A stretch of a volume that is all zeros, or may not be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,16 +107,17 @@ impl View {
     }
 }
 
-/// One volume as of the last record in the journal, point or not.
+/// One volume as of the last record in the journal, point or not. To be read from front to back: it holds what it needs
+/// for some part at a time, however many records there are.
 #[derive(Debug)]
 pub struct LatestImage {
     seq: Seq,
-    image: Image,
+    parts: Parts,
 }
 
 impl LatestImage {
-    pub(crate) fn new(seq: Seq, image: Image) -> LatestImage {
-        LatestImage { seq, image }
+    pub(crate) fn new(seq: Seq, parts: Parts) -> LatestImage {
+        LatestImage { seq, parts }
     }
 
     /// Returns the last record it contains.
@@ -124,7 +127,7 @@ impl LatestImage {
 
     /// Returns the bytes of the volume.
     pub fn size(&self) -> u64 {
-        self.image.size()
+        self.parts.size()
     }
 
     /// Reads `buf.len()` bytes at byte `offset`.
@@ -132,7 +135,7 @@ impl LatestImage {
     /// # Errors
     /// As [`View::read_at`].
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.image.read_at(buf, offset)
+        self.parts.read_at(buf, offset)
     }
 
     /// Returns what a range consists of, like [`View::extents`].
@@ -140,6 +143,11 @@ impl LatestImage {
     /// # Errors
     /// As [`View::read_at`].
     pub fn extents(&self, offset: u64, len: u64) -> Result<Vec<ViewExtent>> {
-        self.image.extents(offset, len)
+        self.parts.extents(offset, len)
+    }
+
+    /// Lets go of the memory that the last reads needed.
+    pub fn let_go(&self) {
+        self.parts.let_go();
     }
 }

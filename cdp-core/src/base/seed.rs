@@ -19,7 +19,8 @@ use crate::point::Seq;
 use crate::qcow2::Qcow2Writer;
 use crate::storage::OpenMode;
 use crate::storage::replace::{part_of, put_in_place, remove_if_there};
-use crate::view::image::{self, Image, Plan};
+use crate::view::image::{Image, Plan};
+use crate::view::parts::Parts;
 
 /// Writes a new full base point; dropped without [`finish`](Self::finish) it leaves nothing.
 #[derive(Debug)]
@@ -114,10 +115,13 @@ impl SeedWriter {
             base: None,
             after: self.after,
         };
-        let stream = image::open(&self.shared, vec![plan], up_to)?;
+        let stream = Parts::open(&self.shared, plan, up_to)?;
         let mut writer = self.writer.take().ok_or(HarborError::Cancelled)?;
-        for image in &stream {
-            self.lay_over(&mut writer, image)?;
+        let mut at = 0;
+        while at < self.size {
+            let part = stream.part(at)?;
+            self.lay_over(&mut writer, &part.image)?;
+            at = part.range.end;
         }
         writer.finish().map_err(self.failed("write"))?;
         let path = full_path(&self.shared.base_dir(), self.volume, up_to);

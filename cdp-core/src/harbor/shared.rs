@@ -228,7 +228,7 @@ impl Shared {
         Ok(Plan {
             volume,
             size,
-            base: Some(reader),
+            base: Some(Arc::new(reader)),
             after: base.seq,
         })
     }

@@ -8,6 +8,7 @@
 //! No lock is taken by a read.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,12 +24,12 @@ use crate::qcow2::Qcow2Reader;
 use crate::storage::StorageFile;
 
 /// What an image is to be made of.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) volume: VolumeId,
     pub(crate) size: u64,
     /// What lies underneath; zeros if none.
-    pub(crate) base: Option<Qcow2Reader>,
+    pub(crate) base: Option<Arc<Qcow2Reader>>,
     /// The last record that is underneath already.
     pub(crate) after: Seq,
 }
@@ -38,7 +39,7 @@ pub(crate) struct Plan {
 pub(crate) struct Image {
     volume: VolumeId,
     size: u64,
-    base: Option<Qcow2Reader>,
+    base: Option<Arc<Qcow2Reader>>,
     spans: Vec<Span>,
     records: Vec<Placed>,
     /// A bit for each record whose payload was found right.
@@ -48,9 +49,9 @@ pub(crate) struct Image {
 
 /// A record, and where its payload is.
 #[derive(Debug, Clone, Copy)]
-struct Placed {
-    seq: Seq,
-    offset: u64,
+pub(crate) struct Placed {
+    pub(crate) seq: Seq,
+    pub(crate) offset: u64,
     length: u64,
     payload_position: u64,
     payload_crc: u32,
@@ -60,9 +61,9 @@ struct Placed {
 
 /// A segment that is held open.
 #[derive(Debug)]
-struct OpenSegment {
-    segment: Arc<Segment>,
-    file: Arc<dyn StorageFile>,
+pub(crate) struct OpenSegment {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) file: Arc<dyn StorageFile>,
 }
 
 /// Opens the images of several volumes at record `up_to`.
@@ -87,13 +88,14 @@ pub(crate) fn open(shared: &Shared, plans: Vec<Plan>, up_to: Seq) -> Result<Vec<
     let segments = Arc::new(segments);
     let images = plans.into_iter().map(|plan| {
         let (_, placed) = records.remove(&plan.volume).unwrap_or_default();
-        Image::new(plan, placed, Arc::clone(&segments))
+        let whole = 0..plan.size;
+        Image::new(plan, placed, whole, Arc::clone(&segments))
     });
     Ok(images.collect())
 }
 
 /// Opens the segments with records behind `lowest` up to `up_to`, and checks that none is missing.
-fn segments_between(
+pub(crate) fn segments_between(
     shared: &Shared,
     plans: &[Plan],
     lowest: Seq,
@@ -120,8 +122,32 @@ fn segments_between(
     open.collect()
 }
 
+impl Plan {
+    /// Checks that a range lies within the volume.
+    pub(crate) fn check(&self, offset: u64, len: u64) -> Result<()> {
+        check(self.volume, self.size, offset, len)
+    }
+}
+
+fn check(volume: VolumeId, size: u64, offset: u64, len: u64) -> Result<()> {
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(HarborError::OutOfBounds {
+            volume,
+            offset,
+            len,
+            size,
+        }),
+    }
+}
+
 impl Placed {
-    fn new(record: &Record, segment: u32) -> Placed {
+    /// Byte behind the last.
+    pub(crate) fn end(&self) -> u64 {
+        self.offset.saturating_add(self.length)
+    }
+
+    pub(crate) fn new(record: &Record, segment: u32) -> Placed {
         Placed {
             seq: record.seq,
             offset: record.offset,
@@ -135,16 +161,14 @@ impl Placed {
 }
 
 impl Image {
-    fn new(plan: Plan, placed: Vec<Placed>, segments: Arc<Vec<OpenSegment>>) -> Image {
-        let layers = placed.iter().enumerate().map(|(source, record)| Layer {
-            start: record.offset,
-            end: record.offset.saturating_add(record.length).min(plan.size),
-            order: record.seq.0,
-            source: source as u32,
-        });
-        let layers = layers.filter(|layer| layer.start < layer.end).collect();
-        let mut spans = overlay(layers);
-        let records = keep_visible(&mut spans, &placed);
+    /// Makes the image of what lies `within` a range, of all records that reach into it.
+    pub(crate) fn new(
+        plan: Plan,
+        placed: Vec<Placed>,
+        within: Range<u64>,
+        segments: Arc<Vec<OpenSegment>>,
+    ) -> Image {
+        let (spans, records) = visible(&placed, &within);
         let checked = (0..records.len().div_ceil(64))
             .map(|_| AtomicU64::new(0))
             .collect();
@@ -249,18 +273,7 @@ impl Image {
     }
 
     fn check(&self, offset: u64, len: u64) -> Result<()> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.size => Ok(()),
-            _ => {
-                let (volume, size) = (self.volume, self.size);
-                Err(HarborError::OutOfBounds {
-                    volume,
-                    offset,
-                    len,
-                    size,
-                })
-            }
-        }
+        check(self.volume, self.size, offset, len)
     }
 
     /// Reads bytes of the volume at `at`, all of which the record covers.
@@ -321,6 +334,21 @@ impl Image {
         let word = self.checked.get(number / 64);
         word.is_some_and(|word| word.load(Ordering::Relaxed) >> (number % 64) & 1 == 1)
     }
+}
+
+/// Returns what is on top where within a range, and the records that are, in the order in which they come up from the
+/// front; the spans name them by their place there.
+pub(crate) fn visible(placed: &[Placed], within: &Range<u64>) -> (Vec<Span>, Vec<Placed>) {
+    let layers = placed.iter().enumerate().map(|(source, record)| Layer {
+        start: record.offset.max(within.start),
+        end: record.end().min(within.end),
+        order: record.seq.0,
+        source: source as u32,
+    });
+    let layers = layers.filter(|layer| layer.start < layer.end).collect();
+    let mut spans = overlay(layers);
+    let records = keep_visible(&mut spans, placed);
+    (spans, records)
 }
 
 /// Drops the records that are nowhere on top, and numbers the others anew.

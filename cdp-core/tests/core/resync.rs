@@ -132,3 +132,38 @@ fn after_a_crash_the_latest_image_is_what_reached_the_journal() {
     assert_eq!(bytes, *b"kept", "an image stays as it was");
     assert_eq!(latest(&harbor)[4096..4100], *b"more");
 }
+
+#[test]
+fn more_records_than_a_part_may_have_are_all_there_and_lie_over_a_seed() {
+    const SECTORS: u64 = 100_000;
+    let machine = machine(&[SECTORS * 512], Options::default());
+    let volume = machine.recorder.volume(VolumeId(0)).unwrap();
+    let seed = machine.harbor.seed(VolumeId(0)).unwrap();
+    let mut expected = vec![0; (SECTORS * 512) as usize];
+    // Every second sector, in an order that goes up and down, some of them twice.
+    for number in 0..3 * SECTORS / 4 {
+        let sector = number * 70_001 % (SECTORS / 2) * 2;
+        let offset = sector as usize * 512;
+        expected[offset..offset + 512].fill(number as u8 | 1);
+        volume
+            .write_copy(offset as u64, &expected[offset..offset + 512])
+            .unwrap();
+    }
+    assert!(latest(&machine.harbor) == expected);
+    let image = machine.harbor.latest_image(VolumeId(0)).unwrap();
+    // Backwards, and over the borders of parts.
+    for mib in (0..SECTORS * 512 >> 20).rev() {
+        let offset = mib << 20;
+        let len = (3 << 19).min(SECTORS * 512 - offset);
+        let mut piece = vec![0; len as usize];
+        image.read_at(&mut piece, offset).unwrap();
+        let range = offset as usize..(offset + len) as usize;
+        assert!(piece == expected[range], "at {offset}");
+        let extents = image.extents(offset, len).unwrap();
+        assert_eq!(extents.iter().map(|e| e.len).sum::<u64>(), len);
+    }
+    let barrier = machine.recorder.sync().unwrap();
+    let base = seed.finish(barrier).unwrap();
+    assert_eq!(base.seq, barrier);
+    assert!(latest(&machine.harbor) == expected, "from the base point");
+}

@@ -105,7 +105,11 @@ pub(crate) fn run(reading: &Reading, purpose: Purpose) -> ApiResult<Option<Resyn
     };
     let doubts: Vec<(VolumeId, Doubt)> =
         reading.exports.iter().map(|e| (e.0, doubt(e.0))).collect();
+    let mut last = None;
     reading.read_all(&doubts, announce, |volume, offset, piece| {
+        if last.replace(volume) != Some(volume) {
+            found.iter().for_each(|compare| compare.image.let_go());
+        }
         if let Some(compare) = found.iter_mut().find(|c| c.id == volume) {
             return compare.piece(offset, piece);
         }
