@@ -152,7 +152,7 @@ fn more_records_than_a_part_may_have_are_all_there_and_lie_over_a_seed() {
     assert!(latest(&machine.harbor) == expected);
     let image = machine.harbor.latest_image(VolumeId(0)).unwrap();
     // Backwards, and over the borders of parts.
-    for mib in (0..SECTORS * 512 >> 20).rev() {
+    for mib in (0..(SECTORS * 512) >> 20).rev() {
         let offset = mib << 20;
         let len = (3 << 19).min(SECTORS * 512 - offset);
         let mut piece = vec![0; len as usize];
