@@ -388,11 +388,7 @@ impl Sequencer {
     pub(crate) fn wait_durable(&self, seq: Seq) -> Result<(), Refused> {
         let mut line = self.lock();
         while line.counts.durable < seq {
-            match &line.phase {
-                Phase::Failed(cause) => return Err(Refused::Failed(Arc::clone(cause))),
-                Phase::Closed => return Err(Refused::Closed),
-                Phase::Running | Phase::Closing => {}
-            }
+            line.check_syncing()?;
             self.want(&mut line, seq);
             line = self.done.wait(line).unwrap_or_else(PoisonError::into_inner);
         }
@@ -403,11 +399,7 @@ impl Sequencer {
     pub(crate) fn wait_durable_until(&self, seq: Seq, give_up: Instant) -> Result<bool, Refused> {
         let mut line = self.lock();
         while line.counts.durable < seq {
-            match &line.phase {
-                Phase::Failed(cause) => return Err(Refused::Failed(Arc::clone(cause))),
-                Phase::Closed => return Err(Refused::Closed),
-                Phase::Running | Phase::Closing => {}
-            }
+            line.check_syncing()?;
             let left = give_up.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(false);
@@ -469,6 +461,15 @@ impl Sequencer {
 }
 
 impl Line {
+    /// Refuses to wait for what will not come any more.
+    fn check_syncing(&self) -> Result<(), Refused> {
+        match &self.phase {
+            Phase::Running | Phase::Closing => Ok(()),
+            Phase::Closed => Err(Refused::Closed),
+            Phase::Failed(cause) => Err(Refused::Failed(Arc::clone(cause))),
+        }
+    }
+
     fn check_running(&self) -> Result<(), Refused> {
         match &self.phase {
             Phase::Running => Ok(()),
