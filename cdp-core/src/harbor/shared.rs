@@ -262,8 +262,12 @@ impl Shared {
             .count();
         let removed: Vec<_> = catalog.segments.drain(..count).collect();
         drop(catalog);
+        let (storage, dir) = (&*self.options.storage, self.journal_dir());
         for segment in removed {
-            if let Err(error) = remove_if_there(&*self.options.storage, &segment.path) {
+            // One after the other also after a power cut, which may otherwise bring any of them back and leave a hole.
+            let gone =
+                remove_if_there(storage, &segment.path).and_then(|()| storage.sync_dir(&dir));
+            if let Err(error) = gone {
                 tracing::warn!(path = %segment.path.display(), %error, "a needless segment stays");
                 break;
             }
