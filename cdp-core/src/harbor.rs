@@ -104,6 +104,15 @@ impl Harbor {
         self.shared.set_description(desc)
     }
 
+    /// Changes the machine's description as it is at that moment, otherwise as
+    /// [`set_description`](Self::set_description): what others change meanwhile is not undone.
+    ///
+    /// # Errors
+    /// As [`set_description`](Self::set_description).
+    pub fn update_description(&self, change: impl FnOnce(&mut MachineDescription)) -> Result<()> {
+        self.shared.update_description(change)
+    }
+
     /// Returns the bytes kept.
     ///
     /// # Errors

@@ -137,7 +137,17 @@ impl Recorder {
         let thread = thread::Builder::new()
             .name("journal".into())
             .spawn(|| writer.run())
-            .map_err(|e| HarborError::storage("start the writer for", &shared.dir, e))?;
+            .map_err(|source| {
+                // A segment was begun, which a recovery has to seal.
+                let (action, path) = ("start the writer for", shared.dir.clone());
+                let cause = Arc::new(JournalError {
+                    action,
+                    path,
+                    source,
+                });
+                shared.catalog().failure = Some(Arc::clone(&cause));
+                HarborError::JournalFailed(cause)
+            })?;
         let thread = Mutex::new(Some(thread));
         let shared = Arc::clone(shared);
         let recording = Arc::new(Recording {
@@ -260,7 +270,16 @@ impl Recorder {
     }
 
     fn open(&self, reason: GapReason, start: Timestamp, sound: Option<Seq>) -> Result<()> {
-        let sequencer = &self.recording.sequencer;
+        let Recording {
+            shared, sequencer, ..
+        } = &*self.recording;
+        if let Some(sound) = sound {
+            let mut catalog = shared.catalog();
+            if catalog.open_gap().is_none() {
+                // What is wrong is not offered while the disk is waited for.
+                catalog.take_back(sound);
+            }
+        }
         let seq = sequencer.take_gap_open(reason, start, sound)?;
         Ok(sequencer.wait_durable(seq)?)
     }

@@ -104,6 +104,8 @@ impl Shared {
         let _no_removal = self.keep_segments();
         let mut report = RecoveryReport::default();
         let (storage, bases) = (&*self.options.storage, self.bases().clone());
+        // Nothing in it was promised, and its room may be needed.
+        remove_parts(storage, &self.journal_dir(), &mut report)?;
         let catalog = recover(storage, &self.dir, &self.machine_id(), &bases, &mut report)?;
         forget_marks_if_damaged(storage, &self.dir, &report)?;
         *self.catalog() = catalog;
@@ -152,8 +154,18 @@ impl Shared {
     }
 
     pub(crate) fn set_description(&self, desc: MachineDescription) -> Result<()> {
-        desc.validate()?;
+        self.update_description(|kept| *kept = desc)
+    }
+
+    /// Changes the description as it is at that moment: nobody else changes it meanwhile.
+    pub(crate) fn update_description(
+        &self,
+        change: impl FnOnce(&mut MachineDescription),
+    ) -> Result<()> {
         let _turn = lock(&self.writing);
+        let mut desc = self.description();
+        change(&mut desc);
+        desc.validate()?;
         if desc.machine_id != self.machine_id() {
             return Err(HarborError::InvalidDescription(
                 "machine_id must not change".into(),

@@ -68,14 +68,19 @@ impl Catalog {
     /// valid are offered no more, and it begins neither before the last point that is, nor before the end of the
     /// last gap. An open gap ends where the new one begins.
     pub(crate) fn add_gap(&mut self, mut gap: Gap, sound: Seq) {
-        let valid = self.points.partition_point(|point| point.seq <= sound);
-        self.points.truncate(valid);
+        self.take_back(sound);
         let last_point = self.points.last().map(|point| point.time);
         let last_gap = self.gaps.last().map(|gap| gap.end.unwrap_or(gap.start));
         let known = last_point.max(last_gap);
         gap.start = gap.start.max(known.unwrap_or_default());
         self.close_gap(gap.start);
         self.gaps.push(gap);
+    }
+
+    /// Offers no point any more that is later than the record `sound`.
+    pub(crate) fn take_back(&mut self, sound: Seq) {
+        let valid = self.points.partition_point(|point| point.seq <= sound);
+        self.points.truncate(valid);
     }
 
     /// Ends the gap that is open, if there is one.

@@ -69,11 +69,12 @@ pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error
 impl Writer {
     /// Begins a new segment, durable, to which the records of `sequencer` will go.
     pub(crate) fn start(shared: Arc<Shared>, sequencer: Arc<Sequencer>) -> Step<Writer> {
+        // First what leaves nothing behind when it fails.
+        let keeper = Keeper::start(Arc::clone(&shared), Arc::clone(&sequencer))
+            .map_err(failed("start a thread for", &shared.journal_dir()))?;
         let end = shared.catalog().end;
         let (active, nameless) = begin_segment(&shared, end)?;
         name(&shared, &nameless)?;
-        let keeper = Keeper::start(Arc::clone(&shared), Arc::clone(&sequencer))
-            .map_err(failed("start a thread for", &active.segment.path))?;
         Ok(Writer {
             shared,
             sequencer,

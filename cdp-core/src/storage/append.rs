@@ -55,7 +55,12 @@ impl<T: Parts> Appender<T> {
     ) -> io::Result<()> {
         match &mut self.ring {
             Some(ring) if file.descriptor().is_some() => ring.write(file, what, offset),
-            _ => file.write_at(&what.parts(), offset),
+            Some(ring) => {
+                // Those that were begun while the file had a descriptor.
+                ring.poll()?;
+                file.write_at(&what.parts(), offset)
+            }
+            None => file.write_at(&what.parts(), offset),
         }
     }
 

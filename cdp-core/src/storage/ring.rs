@@ -132,6 +132,15 @@ impl<T: Parts> Ring<T> {
         self.submit(0)
     }
 
+    /// Sees which are done, without waiting.
+    ///
+    /// # Errors
+    /// As the operating system says, of any write that is.
+    pub(crate) fn poll(&mut self) -> io::Result<()> {
+        self.reap();
+        self.told()
+    }
+
     /// Waits until all are done.
     ///
     /// # Errors

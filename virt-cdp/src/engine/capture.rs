@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use cdp_core::{GapReason, Harbor, Recorder, Timestamp, VolumeId};
+use cdp_core::{GapReason, Harbor, Recorder, Seq, Timestamp, VolumeId};
 use qemu_hook::{
     attach::{self, Attachment, Names},
     monitor::Monitor,
@@ -78,6 +78,27 @@ pub(crate) struct Place<'a> {
     pub(crate) watch: &'a TapWatch,
 }
 
+/// Why and since when points are missing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Missing {
+    /// Why.
+    pub(crate) reason: GapReason,
+    /// Since when.
+    pub(crate) start: Timestamp,
+    /// The last record that is known to be sound; points behind it are taken back. None: all are.
+    pub(crate) sound: Option<Seq>,
+}
+
+impl Missing {
+    /// Has it recorded, durable on return; nothing while an earlier gap is open.
+    pub(crate) fn record(self, recorder: &Recorder) -> cdp_core::error::Result<()> {
+        match self.sound {
+            Some(sound) => recorder.open_gap_since(self.reason, self.start, sound),
+            None => recorder.open_gap(self.reason, self.start),
+        }
+    }
+}
+
 struct Reader {
     thread: JoinHandle<()>,
     outcome: mpsc::Receiver<ApiResult<Option<Resync>>>,
@@ -104,11 +125,11 @@ impl Capture {
         harbor: &Harbor,
         running: Running,
         place: Place<'_>,
-        gap: Option<(GapReason, Timestamp)>,
+        gap: Option<Missing>,
     ) -> ApiResult<Self> {
         let recorder = harbor.record().map_err(from_harbor)?;
-        if let Some((reason, start)) = gap {
-            recorder.open_gap(reason, start).map_err(from_harbor)?;
+        if let Some(gap) = gap {
+            gap.record(&recorder).map_err(from_harbor)?;
         }
         let monitor = Arc::clone(&running.monitor);
         let marked = Marking::start(monitor, harbor.clone(), place.tag, &running.nodes);

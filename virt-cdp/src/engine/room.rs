@@ -9,7 +9,10 @@
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -72,12 +75,23 @@ impl fmt::Display for Low {
     }
 }
 
+/// A machine whose disks are being read for a seed or a resync, as long as it is held.
+pub(crate) struct BeingRead(Arc<Room>);
+
+impl Drop for BeingRead {
+    fn drop(&mut self) {
+        self.0.being_read.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Knows whether there is room.
 pub(crate) struct Room {
     dir: PathBuf,
     storage: Arc<dyn Storage>,
     reserve: Reserve,
     low: Mutex<Option<Low>>,
+    /// Machines whose disks are being read.
+    being_read: AtomicUsize,
 }
 
 impl Room {
@@ -88,6 +102,7 @@ impl Room {
             storage: Arc::new(RealStorage),
             reserve,
             low: Mutex::default(),
+            being_read: AtomicUsize::new(0),
         });
         room.look();
         let watched = Arc::downgrade(&room);
@@ -105,6 +120,20 @@ impl Room {
     /// Says how low the room is, as it was seen last; does not wait.
     pub(crate) fn low(&self) -> Option<Low> {
         *guard(&self.low)
+    }
+
+    /// Says that a machine's disks are being read, as long as the answer is held.
+    pub(crate) fn being_read(self: &Arc<Self>) -> BeingRead {
+        self.being_read.fetch_add(1, Ordering::SeqCst);
+        BeingRead(Arc::clone(self))
+    }
+
+    /// Says how low the room is, if a machine that `is_ready` has to yield it. One whose disks are being read yields at
+    /// once, and what it gives back may be enough: the others wait for that, down to half of the reserve.
+    pub(crate) fn to_yield(&self, is_ready: bool) -> Option<Low> {
+        let waits = is_ready && self.being_read.load(Ordering::SeqCst) > 0;
+        self.low()
+            .filter(|low| !waits || low.free < low.reserve / 2)
     }
 
     /// Refuses what needs room while there is none; asks the file system.

@@ -15,12 +15,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cdp_core::{GapReason, Recorder, Seq, Timestamp};
+use cdp_core::{Recorder, Seq};
 
 use super::{Active, Supervisor, ending::End};
 use crate::engine::{
+    capture::{Capture, Missing},
     errors::sentence,
-    machine::{Machine, now},
+    machine::Machine,
     upkeep::Confirmed,
 };
 
@@ -41,10 +42,10 @@ pub(super) struct Closing {
 pub(super) struct Rest {
     pub(super) end: End,
     pub(super) active: Active,
-    /// The gap that follows, and up to where everything before it is sound.
-    pub(super) gap: (GapReason, Timestamp),
+    /// The gap that follows.
+    pub(super) gap: Missing,
+    /// Up to where the mirrors are known to have stood.
     pub(super) confirmed: Confirmed,
-    pub(super) here: Confirmed,
     pub(super) seeded: bool,
 }
 
@@ -82,6 +83,11 @@ impl Supervisor {
             recorder,
             at_qemu,
         });
+        self.wait_closed()
+    }
+
+    /// Waits until no capture of before is being put down, as long as its journal gets on; false when it does not.
+    pub(super) fn wait_closed(&mut self) -> bool {
         let (mut moved, mut last) = (Instant::now(), None);
         while !self.is_closed() {
             let now = self.closing.as_ref().and_then(Closing::owes);
@@ -151,21 +157,14 @@ impl Rest {
             End::Suspended | End::DaemonStopped | End::DiskAdded | End::DiskFull => last_point(),
             End::WentElsewhere | End::TapLost | End::Overload | End::JournalFailed => {}
         }
+        at(true);
         active.upkeep.stop();
-        let (reason, start) = match (self.end, self.gap) {
-            (End::WentElsewhere | End::TapLost | End::Overload, gap) => gap,
-            // Behind the last point, which was made just now.
-            (_, (reason, start)) => (reason, start.max(now())),
-        };
+        let gap = gap_now(self.end, self.gap, self.confirmed, &active.capture);
+        at(false);
         // Without a base point there are no points that could be missing.
-        let recorded = match self.end {
-            _ if !self.seeded => Ok(()),
-            End::TapLost | End::Overload => {
-                recorder.open_gap_since(reason, start, self.confirmed.head)
-            }
-            // What came since may be older than what the other QEMU has written.
-            End::WentElsewhere => recorder.open_gap_since(reason, start, self.here.head),
-            _ => recorder.open_gap(reason, start),
+        let recorded = match self.seeded {
+            true => gap.record(&recorder),
+            false => Ok(()),
         };
         if let Err(error) = recorded {
             let error = sentence(&error);
@@ -176,5 +175,23 @@ impl Rest {
         active.capture.detach();
         at(false);
         self.active.capture.end();
+    }
+}
+
+/// The gap as it is known after the last point: that point, and those since the mirrors were last confirmed, count only
+/// if all taps and mirrors stood until then.
+fn gap_now(end: End, gap: Missing, confirmed: Confirmed, capture: &Capture) -> Missing {
+    match end {
+        End::Suspended | End::DaemonStopped | End::DiskAdded | End::DiskFull => {}
+        _ => return gap,
+    }
+    let tapped = || !capture.is_cut() && capture.lost().is_empty();
+    if tapped() && matches!(capture.qemu_side().mirrors_stand(), Ok(true)) && tapped() {
+        return gap;
+    }
+    Missing {
+        start: confirmed.time,
+        sound: Some(confirmed.head),
+        ..gap
     }
 }

@@ -67,15 +67,13 @@ impl Supervisor {
         let recorder = active.capture.recorder().clone();
         recorder.begin_point_if_written().map_err(from_harbor)?;
         let head = recorder.sync_within(DISK_DEADLINE).map_err(from_harbor)?;
-        let mut description = harbor.description();
-        for volume in description
-            .volumes
-            .iter_mut()
-            .filter(|v| gone.contains(&v.id))
-        {
-            volume.change(head, None);
-        }
-        harbor.set_description(description).map_err(from_harbor)?;
+        let changed = harbor.update_description(|description| {
+            let volumes = description.volumes.iter_mut();
+            volumes
+                .filter(|v| gone.contains(&v.id))
+                .for_each(|volume| volume.change(head, None));
+        });
+        changed.map_err(from_harbor)?;
         // It works on the bitmaps of all volumes.
         active.upkeep.stop();
         for node in active.capture.let_go(gone) {
@@ -134,15 +132,19 @@ impl Supervisor {
         if !self.put_down(End::DiskAdded) {
             return Err(disk_silent("no disk is taken in meanwhile"));
         }
-        let mut description = before.clone();
-        for (target, node) in chosen {
-            let late = volumes::late(&description, target, node, harbor.head());
-            description.volumes.push(late);
-        }
-        harbor.set_description(description).map_err(from_harbor)?;
+        let head = harbor.head();
+        let changed = harbor.update_description(|description| {
+            for (target, node) in chosen {
+                let late = volumes::late(description, target, node, head);
+                description.volumes.push(late);
+            }
+        });
+        changed.map_err(from_harbor)?;
         self.look_at = Instant::now();
         self.try_capture().inspect_err(|_| {
-            if let Err(error) = harbor.set_description(before) {
+            let back =
+                harbor.update_description(|description| description.volumes = before.volumes);
+            if let Err(error) = back {
                 let error = sentence(&error);
                 tracing::warn!(machine = self.machine.name, error, "a disk stays taken in");
             }
@@ -160,9 +162,8 @@ impl Supervisor {
             return Ok(());
         }
         tracing::info!(machine = self.machine.name, volumes = ?fitted, "the disks have changed");
-        let mut description = description;
-        description.volumes = fitted;
-        harbor.set_description(description).map_err(from_harbor)
+        let changed = harbor.update_description(|description| description.volumes = fitted);
+        changed.map_err(from_harbor)
     }
 
     /// Asks whether the machine runs, and what it is called.

@@ -16,14 +16,15 @@ use qemu_hook::{
     tap::hang_up,
 };
 
-use super::{Supervisor, WATCH_INTERVAL, closing::Rest};
+use super::{Active, Supervisor, WATCH_INTERVAL, closing::Rest, mode::DISK_DEADLINE};
 use crate::{
     api::{ApiError, ApiErrorKind},
     engine::{
-        capture::Capture,
+        capture::{Capture, Missing},
         errors::{from_monitor, sentence},
         machine::{State, now},
         source::{self, Ended, Presence},
+        upkeep::Confirmed,
         watch::{Disks, Inherited, Legacy},
     },
 };
@@ -131,7 +132,7 @@ impl Supervisor {
     /// the last point is made after the last tap.
     pub(super) fn put_down(&mut self, end: End) -> bool {
         let Some(active) = self.capture.take() else {
-            return self.is_closed();
+            return self.wait_closed();
         };
         let detail = match end {
             End::Overload => OVERLOAD,
@@ -146,17 +147,28 @@ impl Supervisor {
             active.capture.hang_up();
         }
         let (confirmed, here) = (active.upkeep.confirmed(), active.upkeep.here());
+        let at_once = |reason| Missing {
+            reason,
+            start: now(),
+            sound: None,
+        };
+        // From when on the mirrors did not stand is not known better than that.
+        let since = |reason, known: Confirmed| Missing {
+            reason,
+            start: known.time,
+            sound: Some(known.head),
+        };
         let gap = match end {
-            End::MachineStopped => (GapReason::GuestOff, now()),
-            End::WentElsewhere => (GapReason::GuestOff, here.time),
-            End::Suspended => (GapReason::Suspended, now()),
-            End::DiskAdded => (GapReason::Seeding, now()),
-            End::DaemonStopped => (GapReason::DaemonStopped, now()),
-            End::DiskFull => (GapReason::DiskFull, now()),
-            // From when on the mirrors did not stand is not known better than that.
-            End::TapLost => (GapReason::TapLost, confirmed.time),
-            End::Overload => (GapReason::Overload, confirmed.time),
-            End::JournalFailed => (GapReason::JournalFailed, now()),
+            End::MachineStopped => at_once(GapReason::GuestOff),
+            // What came since may be older than what the other QEMU has written.
+            End::WentElsewhere => since(GapReason::GuestOff, here),
+            End::Suspended => at_once(GapReason::Suspended),
+            End::DiskAdded => at_once(GapReason::Seeding),
+            End::DaemonStopped => at_once(GapReason::DaemonStopped),
+            End::DiskFull => at_once(GapReason::DiskFull),
+            End::TapLost => since(GapReason::TapLost, confirmed),
+            End::Overload => since(GapReason::Overload, confirmed),
+            End::JournalFailed => since(GapReason::JournalFailed, confirmed),
         };
         self.gap = Some(gap);
         let seeded = self.harbor().is_seeded();
@@ -165,7 +177,6 @@ impl Supervisor {
             active,
             gap,
             confirmed,
-            here,
             seeded,
         });
         self.machine.update(|s| {
@@ -202,8 +213,14 @@ impl Supervisor {
 
     /// Leaves a capture that is in its steady state to the daemon's successor; puts any other down.
     pub(super) fn hand_over(&mut self) {
+        let answers = |active: &Active| {
+            let synced = active.capture.recorder().sync_within(DISK_DEADLINE);
+            synced.is_ok()
+        };
         match self.capture.take() {
-            Some(active) if active.ready && active.capture.lost().is_empty() => {
+            Some(active)
+                if active.ready && active.capture.lost().is_empty() && answers(&active) =>
+            {
                 let confirmed = active.upkeep.confirmed();
                 drop(active.upkeep);
                 let disks = Disks {
@@ -291,7 +308,11 @@ impl Supervisor {
                     error = error.what,
                     "the taps of the daemon before are not taken over"
                 );
-                self.gap = Some((GapReason::TapLost, confirmed.time));
+                self.gap = Some(Missing {
+                    reason: GapReason::TapLost,
+                    start: confirmed.time,
+                    sound: Some(confirmed.head),
+                });
             }
         }
     }

@@ -22,16 +22,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cdp_core::{GapReason, Harbor, MachineDescription, Mode, PointUnderWay, Timestamp, VolumeId};
+use cdp_core::{GapReason, Harbor, MachineDescription, Mode, PointUnderWay, VolumeId};
 
 use self::{closing::Closing, ending::End};
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
     engine::{
-        capture::{Capture, Place},
+        capture::{Capture, Missing, Place},
         errors::{disk_silent, from_harbor, sentence},
         machine::{Command, Doubt, Machine, State, now},
-        room::Room,
+        room::{BeingRead, Room},
         source::{self, Found, Presence, Source},
         upkeep::{Confirmed, Task, Upkeep, keep_definition},
         volumes,
@@ -83,7 +83,7 @@ struct Supervisor {
     /// Until when a start that was announced is looked for closely.
     expected_until: Instant,
     pause: Duration,
-    gap: Option<(GapReason, Timestamp)>,
+    gap: Option<Missing>,
     /// What the user wants, as far as it has been followed.
     followed: Mode,
     /// A capture of before that waits for the disk.
@@ -102,6 +102,8 @@ struct Active {
     ready: bool,
     /// The first point after the barrier, until it is on stable storage.
     first_point: Option<PointUnderWay>,
+    /// Until it is ready.
+    reading: Option<BeingRead>,
     upkeep: Upkeep,
     /// What the upkeep was started with.
     task: Task,
@@ -126,7 +128,11 @@ pub(crate) fn start(
 ) -> std::io::Result<()> {
     let harbor = machine.harbor();
     // A gap that is open in the journal keeps its own start and reason.
-    let gap = harbor.newest_point().map(|p| (GapReason::Crash, p.time));
+    let gap = harbor.newest_point().map(|p| Missing {
+        reason: GapReason::Crash,
+        start: p.time,
+        sound: None,
+    });
     let supervisor = Supervisor {
         machine: Arc::clone(machine),
         setting,
@@ -219,7 +225,8 @@ impl Supervisor {
     /// Brings what is into line with what is wanted.
     fn look(&mut self) {
         let mode = self.harbor().description().mode;
-        if mode != self.followed && self.is_closed() {
+        let closed = self.is_closed();
+        if mode != self.followed && closed {
             // It was wanted while the disk did not answer.
             if let Err(error) = self.follow(mode) {
                 tracing::warn!(machine = self.machine.name, %error, "not put down yet");
@@ -323,7 +330,11 @@ impl Supervisor {
             Err(error) => tracing::debug!(%error, "the domain XML cannot be read now"),
         }
         let gap = if harbor.is_seeded() {
-            self.gap.or(Some((GapReason::TapLost, now())))
+            self.gap.or(Some(Missing {
+                reason: GapReason::TapLost,
+                start: now(),
+                sound: None,
+            }))
         } else {
             None
         };
@@ -394,6 +405,7 @@ impl Supervisor {
             run,
             ready,
             first_point: None,
+            reading: (!ready).then(|| self.setting.room.being_read()),
             upkeep,
             task,
             next_point: Instant::now(),

@@ -29,14 +29,14 @@ impl Supervisor {
     /// Takes over what the user wants.
     pub(super) fn set_mode(&mut self, mode: Mode) -> ApiResult<()> {
         let harbor = self.harbor();
-        let mut description = harbor.description();
-        if description.mode == mode && self.followed == mode {
+        let kept = harbor.description().mode;
+        if kept == mode && self.followed == mode {
             return Ok(());
         }
-        if description.mode != mode {
-            description.mode = mode;
+        if kept != mode {
             self.on_disk("this is carried out once it does", move || {
-                harbor.set_description(description).map_err(from_harbor)
+                let changed = harbor.update_description(|description| description.mode = mode);
+                changed.map_err(from_harbor)
             })?;
         }
         self.follow(mode)

@@ -102,6 +102,7 @@ impl Supervisor {
         }
         active.first_point = None;
         active.ready = true;
+        active.reading = None;
         active.next_point = Instant::now() + interval;
         self.gap = None;
         self.pause = RETRY_FIRST;

@@ -10,7 +10,8 @@ use crate::engine::{machine::State, room::Low};
 impl Supervisor {
     /// Ends the capture if room is low; true when it did.
     pub(super) fn yields_room(&mut self) -> bool {
-        let Some(low) = self.setting.room.low() else {
+        let is_ready = self.capture.as_ref().is_some_and(|active| active.ready);
+        let Some(low) = self.setting.room.to_yield(is_ready) else {
             return false;
         };
         tracing::warn!(machine = self.machine.name, "the capture ends: {low}");

@@ -8,11 +8,16 @@ use crate::{
 
 impl Supervisor {
     /// Changes ack rule and flush interval, of the recording that runs too; returns what puts them back.
-    pub(super) fn set_pace(&self, wish: PaceWish) -> ApiResult<PaceWish> {
+    pub(super) fn set_pace(&mut self, wish: PaceWish) -> ApiResult<PaceWish> {
         let harbor = self.harbor();
-        let mut description = harbor.description();
-        let before = wish.apply(&mut description);
-        harbor.set_description(description).map_err(from_harbor)?;
+        let before = wish.apply(&mut harbor.description());
+        let theirs = harbor.clone();
+        self.on_disk("it is changed once it does", move || {
+            let changed = theirs.update_description(|description| {
+                wish.apply(description);
+            });
+            changed.map_err(from_harbor)
+        })?;
         tracing::info!(
             machine = self.machine.name,
             ack = ?harbor.ack_rule(),
