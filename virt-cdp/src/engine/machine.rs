@@ -154,8 +154,10 @@ pub(crate) struct Still {
 
 /// What a supervisor is asked to do.
 pub(crate) enum Command {
-    /// Something may have changed: look.
+    /// Something may have changed: look, and at a machine that is not captured at once.
     Wake,
+    /// Work beside the supervisor is done: go on. An attempt that is put off stays so.
+    GoOn,
     /// The machine is about to start: look closely for a while.
     Expect,
     /// Try to capture now, and say how it went.
@@ -283,6 +285,11 @@ impl Machine {
     /// Has the supervisor look at the machine now.
     pub(crate) fn wake(&self) {
         let _ = self.commands.send(Command::Wake);
+    }
+
+    /// Has the supervisor go on: work beside it is done.
+    pub(crate) fn go_on(&self) {
+        let _ = self.commands.send(Command::GoOn);
     }
 
     /// Has the supervisor look closely at a machine that is about to start.

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cdp_core::{Recorder, Seq};
+use cdp_core::{Recorder, Seq, Timestamp};
 
 use super::{Active, Supervisor, ending::End};
 use crate::engine::{
@@ -66,7 +66,7 @@ impl Supervisor {
             if let Some(rest) = rest {
                 rest.finish(&machine, &asks);
             }
-            machine.wake();
+            machine.go_on();
         });
         let thread = match spawned {
             Ok(thread) => thread,
@@ -132,12 +132,19 @@ impl Rest {
         let at = |qemu: bool| at_qemu.store(qemu, Ordering::SeqCst);
         let active = &mut self.active;
         let recorder = active.capture.recorder().clone();
-        let last_point = || {
-            if active.ready
-                && let Err(error) = recorder.point_if_written()
-            {
-                let error = sentence(&error);
-                tracing::warn!(machine = machine.name, error, "no last point");
+        let mut gap = self.gap;
+        let mut last_point = || {
+            if !active.ready {
+                return;
+            }
+            match recorder.point_if_written() {
+                // The gap begins behind it.
+                Ok(Some(point)) => gap.start = gap.start.max(Timestamp(point.time.0 + 1)),
+                Ok(None) => {}
+                Err(error) => {
+                    let error = sentence(&error);
+                    tracing::warn!(machine = machine.name, error, "no last point");
+                }
             }
         };
         match self.end {
@@ -159,7 +166,7 @@ impl Rest {
         }
         at(true);
         active.upkeep.stop();
-        let gap = gap_now(self.end, self.gap, self.confirmed, &active.capture);
+        let gap = gap_now(self.end, gap, self.confirmed, &active.capture);
         at(false);
         // Without a base point there are no points that could be missing.
         let recorded = match self.seeded {

@@ -214,7 +214,7 @@ impl Supervisor {
             Command::Quiet(answer) => {
                 let _ = answer.send(self.quiet());
             }
-            Command::Shutdown | Command::HandOver => {}
+            Command::GoOn | Command::Shutdown | Command::HandOver => {}
         }
     }
 

@@ -90,7 +90,7 @@ impl Supervisor {
                 let _ = send.send(work());
                 // Whoever waited may not wait any more.
                 if let Some(machine) = machine.upgrade() {
-                    machine.wake();
+                    machine.go_on();
                 }
             })
             .map_err(|e| {
