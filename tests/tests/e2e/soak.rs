@@ -224,7 +224,7 @@ fn a_soak_of_faults_leaves_the_guest_alone_and_the_history_right() {
     );
     let daemon = Daemon::start();
     let image = daemon.dir.join("harbors.img");
-    let disk = HangingFs::mount(&daemon.harbors(), &image, 2048 + 1536 * minutes);
+    let disk = HangingFs::mount(&daemon.harbors(), &image, 2048 + 3072 * minutes);
     daemon.ok(&["protect", &name]);
     let seconds = minutes * 60;
     guest.sh(&format!(
