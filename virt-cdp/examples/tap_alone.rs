@@ -30,7 +30,6 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--ack" if value == "durable" => options.ack_rule = AckRule::Durable,
             "--ack" if value == "buffered" => options.ack_rule = AckRule::Buffered,
             "--buffer" => options.buffer_bytes = value.parse::<usize>()? << 20,
-            "--segment" => options.segment_bytes = value.parse::<u64>()? << 20,
             "--size" => size = value.parse::<u64>()? << 30,
             _ => return Err(format!("unknown: {name} {value}").into()),
         }
