@@ -65,6 +65,21 @@ pub const KEPT_FREE_SHARE: u64 = 10;
 /// A segment is sealed when it holds this many records, however short it is: they are kept in memory until then.
 pub const SEGMENT_RECORDS_MAX: usize = 64 * 1024;
 
+/// Unit in which the payloads of a cold segment are compressed (format).
+pub const COLD_BLOCK: usize = 64 * 1024;
+/// Most records that are read into memory to make one cold segment, 64 bytes each; a single segment may have as many.
+pub const COLD_RECORDS_MAX: u64 = 256 * 1024;
+/// Most payload bytes that go into one cold segment made of several.
+pub const COLD_PAYLOAD_MAX: u64 = 1024 * 1024 * 1024;
+/// A cold segment of at most this many bytes is small: so many of them in a row are made into one.
+pub const COLD_SMALL_BYTES: u64 = 16 * 1024 * 1024;
+/// How many small ones in a row are worth that.
+pub const COLD_SMALL_COUNT: usize = 8;
+/// Level at which zstd compresses.
+pub const COLD_LEVEL: i32 = 3;
+/// Memory for blocks of cold segments that were decompressed, of one harbor.
+pub const COLD_CACHE_MAX: usize = 16 * 1024 * 1024;
+
 /// Most records on top that are held of a part of a volume that is opened part by part; twice as many while it is
 /// worked out.
 pub const PART_RECORDS_MAX: usize = 32 * 1024;
@@ -105,6 +120,8 @@ const _: () = {
         "a cluster's sectors fit the bits of a u128"
     );
     assert!(COPY_PIECE.is_multiple_of(CLUSTER));
+    assert!(SEGMENT_RECORDS_MAX as u64 <= COLD_RECORDS_MAX);
+    assert!(COLD_BLOCK.is_multiple_of(SECTOR) && COLD_CACHE_MAX >= COLD_BLOCK);
     assert!(RESYNC_PIECE.is_multiple_of(CLUSTER));
     assert!(REQUEST_MAX <= u32::MAX as usize);
     assert!(FRAME_LEN_MAX <= u32::MAX as usize);

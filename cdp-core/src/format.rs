@@ -7,19 +7,31 @@ use std::fmt;
 
 mod field;
 
+mod cold;
 mod footer;
 mod frame;
 mod header;
 mod record;
 
+pub use cold::{
+    COLD_END_LEN, COLD_ENTRY_LEN, COLD_FOOTER_FIELDS, COLD_HEADER_FIELDS, COLD_VERSION, ColdFooter,
+    ColdHeader,
+};
 pub use field::Field;
 pub use footer::{FOOTER_FIELDS, FOOTER_LEN, Footer};
 pub use frame::{FRAME_FIELDS, FRAME_HEADER_LEN, FrameHeader, table_len};
 pub use header::{HEADER_FIELDS, HEADER_LEN, SegmentHeader};
 pub use record::{Kind, NO_VOLUME, RECORD_FIELDS, RECORD_LEN, Record};
 
-/// Version of the segment format that is written.
-pub const SEGMENT_VERSION: u32 = 1;
+/// Version of the segment format that is written; older ones are read.
+pub const SEGMENT_VERSION: u32 = 2;
+/// Version whose footer's hash covers all bytes of the segment, payloads among them.
+pub const SEGMENT_VERSION_ALL_HASHED: u32 = 1;
+
+/// Tells whether a version of the segment format is known.
+fn is_known(version: u32) -> bool {
+    (SEGMENT_VERSION_ALL_HASHED..=SEGMENT_VERSION).contains(&version)
+}
 
 /// Random bytes that bind header, frames and footer of a segment together.
 pub type Salt = [u8; 16];
@@ -72,11 +84,13 @@ mod tests {
 
     #[test]
     fn the_document_and_the_program_have_the_same_bytes() {
-        let layouts: [(&str, &[Field], usize); 4] = [
+        let layouts: [(&str, &[Field], usize); 6] = [
             ("segment header", HEADER_FIELDS, HEADER_LEN),
             ("frame header", FRAME_FIELDS, FRAME_HEADER_LEN),
             ("record", RECORD_FIELDS, RECORD_LEN),
             ("footer", FOOTER_FIELDS, FOOTER_LEN),
+            ("cold header", COLD_HEADER_FIELDS, COLD_END_LEN),
+            ("cold footer", COLD_FOOTER_FIELDS, COLD_END_LEN),
         ];
         for (name, fields, len) in layouts {
             let program: Vec<_> = fields

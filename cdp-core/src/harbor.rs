@@ -6,6 +6,7 @@
 //! Invariant: one process at a time has a harbor open, by a lock on a file in it, until the last
 //! handle, recorder and seed is dropped.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use crate::base::{BasePoint, SeedWriter};
 use crate::clock::Timestamp;
 use crate::error::{HarborError, JournalError, Result};
+use crate::journal::cold::compact::compact;
 use crate::machine::{MachineDescription, VolumeId};
 use crate::point::{Gap, Point, PointId, Seq, XmlVersion};
 use crate::recorder::Recorder;
@@ -30,6 +32,7 @@ pub(crate) mod pace;
 pub(crate) mod shared;
 mod xml;
 
+pub use crate::journal::cold::compact::Compacted;
 pub use marks::{Marks, VolumeMarks};
 pub use options::{AckRule, Options};
 pub use report::{Cut, RecoveryReport, Usage};
@@ -265,6 +268,19 @@ impl Harbor {
     /// [`HarborError::Busy`]; no such volume; the storage failed.
     pub fn seed(&self, volume: VolumeId) -> Result<SeedWriter> {
         SeedWriter::start(Arc::clone(&self.shared), volume)
+    }
+
+    /// Makes one cold segment of those behind the newest base points that are worth it, the oldest first; none if
+    /// there are none. `control` gets the bytes read since the last call, and ends the work by breaking.
+    ///
+    /// # Errors
+    /// A source is damaged, and stays as it is; the storage failed;
+    /// [`Cancelled`](HarborError::Cancelled).
+    pub fn compact(
+        &self,
+        control: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<Option<Compacted>> {
+        compact(&self.shared, control)
     }
 
     /// Opens a view of the machine at a point: the volumes that were there, each as large as it was.

@@ -41,7 +41,7 @@ pub use base::{BasePoint, SeedWriter};
 pub use buffer::IoBuf;
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use error::{HarborError, JournalError, Refused};
-pub use harbor::{AckRule, Harbor, Marks, Options, RecoveryReport, Usage, VolumeMarks};
+pub use harbor::{AckRule, Compacted, Harbor, Marks, Options, RecoveryReport, Usage, VolumeMarks};
 pub use machine::{MachineDescription, MachineSource, Mode, Plug, VolumeDescription, VolumeId};
 pub use point::{Gap, GapReason, Grade, Point, PointId, Seq, XmlVersion};
 pub use recorder::{Ack, PointUnderWay, Recorder, RecorderStats, VolumeRecorder};

@@ -18,11 +18,9 @@ use crate::error::{HarborError, Result};
 use crate::harbor::AckRule;
 use crate::point::Seq;
 
-/// Newest version of `machine.toml` and of the harbor's layout that this program knows.
-///
-/// Version 2 is written once a volume has eras, which a program of version 1 would not see.
-pub const FORMAT_VERSION: u32 = 2;
-/// Oldest version that is read, and that is written as long as it says all there is to say.
+/// Version of `machine.toml` and of the harbor's layout that is written.
+pub const FORMAT_VERSION: u32 = 3;
+/// Oldest version that is read. A harbor gets the present one when it is opened.
 pub const FORMAT_VERSION_OLDEST: u32 = 1;
 
 /// Number of a volume within its machine; never used again for another one.
@@ -41,7 +39,7 @@ impl fmt::Display for VolumeId {
 /// Describes a protected machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineDescription {
-    /// Version of the harbor's format; where it is written, the oldest one that will do.
+    /// Version of the harbor's format; always the present one where it is written.
     pub format_version: u32,
     /// Name the user gave.
     pub name: String,
@@ -207,16 +205,6 @@ impl MachineDescription {
     /// Returns the description of a volume.
     pub fn volume(&self, id: VolumeId) -> Option<&VolumeDescription> {
         self.volumes.iter().find(|volume| volume.id == id)
-    }
-
-    /// Returns the oldest version of the format that can say what there is to say.
-    pub(crate) fn version_needed(&self) -> u32 {
-        let changed = |v: &VolumeDescription| !v.before.is_empty() || v.plug == Plug::Out;
-        if self.volumes.iter().any(changed) {
-            FORMAT_VERSION
-        } else {
-            FORMAT_VERSION_OLDEST
-        }
     }
 
     /// Checks every rule a description has to keep.

@@ -7,6 +7,8 @@ mod harness;
 
 #[path = "core/back_pressure.rs"]
 mod back_pressure;
+#[path = "core/cold.rs"]
+mod cold;
 #[path = "core/damage.rs"]
 mod damage;
 #[path = "core/durable.rs"]

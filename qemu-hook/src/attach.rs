@@ -109,7 +109,9 @@ pub struct Attachment {
 
 /// Attaches a tap to `node`; from its return on, every write of the guest reaches `sink`.
 ///
-/// `watch` is called with the tap before QEMU can send it a write, for whoever looks after it. `dir` is a directory that nobody else can enter: there the socket is where QEMU takes no descriptor.
+/// `watch` is called with the tap, for whoever looks after it, before QEMU can send it a write; where QEMU takes a
+/// descriptor also before it opens the tap, because all of QEMU waits for the end of the handshake, the guest with it.
+/// `dir` is a directory that nobody else can enter: there the socket is where QEMU takes no descriptor.
 ///
 /// # Errors
 /// [`AttachError`]; then nothing of ours is left in QEMU, as far as QEMU still answers.
@@ -124,16 +126,13 @@ pub fn attach<S: WriteSink>(
     clear_leftovers(monitor, names)?;
     refuse_busy(monitor, node)?;
 
-    let tap = open_tap(monitor, node, names, dir, sink)?;
+    let tap = open_tap(monitor, node, names, dir, sink, watch)?;
     let attachment = Attachment {
         node: node.clone(),
         names: names.clone(),
         tap,
     };
-    let started = watch(&attachment.tap)
-        .map_err(AttachError::from)
-        .and_then(|()| attachment.start(monitor));
-    match started {
+    match attachment.start(monitor) {
         Ok(()) => Ok(attachment),
         Err(e) => {
             attachment.tap.close();
@@ -152,14 +151,24 @@ fn open_tap<S: WriteSink>(
     names: &Names,
     dir: &Path,
     sink: S,
+    watch: impl FnOnce(&TapHandle) -> io::Result<()>,
 ) -> Result<TapHandle, AttachError> {
     let (ours, server) = channel::for_qemu(monitor, &names.tap, dir)?;
     let config = TapConfig::new(&*names.tap, node.size);
+    let open = || {
+        monitor.execute(
+            "blockdev-add",
+            json!({
+                "driver": "nbd", "node-name": names.tap, "reconnect-delay": 0, "server": server, "export": "",
+            }),
+        )
+    };
     // `blockdev-add` returns after the handshake: somebody has to answer meanwhile.
-    let serving: Box<dyn FnOnce() -> Result<TapHandle, AttachError>> = match ours {
+    let (tap, opened) = match ours {
         OurEnd::Connected(stream) => {
             let tap = spawn_tap(stream, config, sink)?;
-            Box::new(move || Ok(tap))
+            let watched = watch(&tap).map_err(AttachError::from);
+            (tap, watched.and_then(|()| Ok(open()?)))
         }
         OurEnd::Expected(accepting) => {
             let serving = thread::Builder::new()
@@ -170,20 +179,24 @@ fn open_tap<S: WriteSink>(
                         .map_err(|_| io::Error::other("accepting panicked"))??;
                     Ok::<_, AttachError>(spawn_tap(stream, config, sink)?)
                 })?;
-            Box::new(move || {
-                serving
-                    .join()
-                    .map_err(|_| io::Error::other("accepting panicked"))?
-            })
+            open()?;
+            let tap = serving
+                .join()
+                .map_err(|_| io::Error::other("accepting panicked"))??;
+            let watched = watch(&tap).map(|()| Value::Null);
+            (tap, watched.map_err(AttachError::from))
         }
     };
-    monitor.execute(
-        "blockdev-add",
-        json!({
-            "driver": "nbd", "node-name": names.tap, "reconnect-delay": 0, "server": server, "export": "",
-        }),
-    )?;
-    serving()
+    match opened {
+        Ok(_) => Ok(tap),
+        Err(error) => {
+            tap.close();
+            if let Err(left) = clear_leftovers(monitor, names) {
+                tracing::warn!(node = node.name, error = %left, "could not clear a failed tap");
+            }
+            Err(error)
+        }
+    }
 }
 
 impl Attachment {
@@ -413,3 +426,6 @@ fn end_job(monitor: &dyn Monitor, id: &str, force: bool) -> Result<(), AttachErr
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

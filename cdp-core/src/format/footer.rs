@@ -1,6 +1,6 @@
 //! The footer, which makes a segment a sealed one.
 
-use super::{Broken, Field, RECORD_LEN, SEGMENT_VERSION, Salt};
+use super::{Broken, Field, RECORD_LEN, Salt, is_known};
 use crate::bounds::BLOCK;
 use crate::clock::Timestamp;
 use crate::point::{PointId, Seq};
@@ -50,6 +50,8 @@ pub const FOOTER_FIELDS: &[Field] = &[
 /// Footer of a sealed segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footer {
+    /// Version of the format: what the hash covers.
+    pub version: u32,
     /// The segment's salt.
     pub salt: Salt,
     /// Number of the segment.
@@ -70,16 +72,25 @@ pub struct Footer {
     pub last_time: Timestamp,
     /// CRC-32C of the index.
     pub index_crc: u32,
-    /// BLAKE3 of all bytes of the file before it.
+    /// What the next segment names: BLAKE3 of header, index with its padding, and the footer's bytes before it. In
+    /// version 1 of all bytes of the file before it.
     pub hash: [u8; 32],
 }
 
 impl Footer {
+    /// Works out the hash of version 2. The index has the checksums of all payloads: nobody has to read these.
+    pub fn chain_hash(&self, header: &[u8], padded_index: &[u8]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(header).update(padded_index);
+        hasher.update(&self.encode_head());
+        *hasher.finalize().as_bytes()
+    }
+
     /// Returns the bytes in front of the hash, which the hash covers too.
     pub fn encode_head(&self) -> Vec<u8> {
         let mut bytes = vec![0; HASH.at];
         MAGIC.put_bytes(&mut bytes, MAGIC_BYTES);
-        VERSION.put(&mut bytes, u64::from(SEGMENT_VERSION));
+        VERSION.put(&mut bytes, u64::from(self.version));
         LENGTH.put(&mut bytes, FOOTER_LEN as u64);
         SALT.put_bytes(&mut bytes, &self.salt);
         SEGMENT.put(&mut bytes, self.segment);
@@ -115,10 +126,11 @@ impl Footer {
         if bytes.len() != FOOTER_LEN || crc32c::crc32c(covered) != CRC.get_u32(bytes) {
             return Err(Broken::Checksum("footer"));
         }
-        if VERSION.get_u32(bytes) != SEGMENT_VERSION {
+        if !is_known(VERSION.get_u32(bytes)) {
             return Err(Broken::Version(VERSION.get_u32(bytes)));
         }
         let footer = Footer {
+            version: VERSION.get_u32(bytes),
             salt: SALT.array(bytes),
             segment: SEGMENT.get(bytes),
             index_position: INDEX_POSITION.get(bytes),

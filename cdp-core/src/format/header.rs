@@ -1,6 +1,6 @@
 //! The header of a segment.
 
-use super::{Broken, Field, SEGMENT_VERSION, Salt};
+use super::{Broken, Field, SEGMENT_VERSION, Salt, is_known};
 use crate::bounds::{BLOCK, MACHINE_ID_MAX};
 use crate::clock::Timestamp;
 use crate::point::{PointId, Seq};
@@ -83,7 +83,7 @@ impl SegmentHeader {
         if bytes.len() != HEADER_LEN || crc32c::crc32c(covered) != CRC.get_u32(bytes) {
             return Err(Broken::Checksum("segment header"));
         }
-        if VERSION.get_u32(bytes) != SEGMENT_VERSION {
+        if !is_known(VERSION.get_u32(bytes)) {
             return Err(Broken::Version(VERSION.get_u32(bytes)));
         }
         let id = MACHINE_ID.bytes(bytes);

@@ -43,7 +43,11 @@ pub(crate) fn create(storage: &dyn Storage, dir: &Path, desc: &MachineDescriptio
     }
     // The description makes it a harbor: no folder may be missing then.
     storage.sync_dir(dir).map_err(failed("sync"))?;
-    write_description(storage, dir, desc)?;
+    let desc = MachineDescription {
+        format_version: FORMAT_VERSION,
+        ..desc.clone()
+    };
+    write_description(storage, dir, &desc)?;
     match dir.parent() {
         Some(parent) if parent != Path::new("") => storage.sync_dir(parent).map_err(failed("sync")),
         _ => Ok(()),
@@ -79,17 +83,14 @@ pub(crate) fn read_description(storage: &dyn Storage, dir: &Path) -> Result<Mach
     Ok(desc)
 }
 
-/// Replaces the description, durable on return.
+/// Replaces the description, durable on return; it must be of the present version.
 pub(crate) fn write_description(
     storage: &dyn Storage,
     dir: &Path,
     desc: &MachineDescription,
 ) -> Result<()> {
     let path = dir.join(DESCRIPTION);
-    let mut desc = desc.clone();
-    desc.format_version = desc.version_needed();
-    let text =
-        toml::to_string(&desc).map_err(|e| HarborError::InvalidDescription(e.to_string()))?;
+    let text = toml::to_string(desc).map_err(|e| HarborError::InvalidDescription(e.to_string()))?;
     replace(storage, &path, text.as_bytes()).map_err(|e| HarborError::storage("write", &path, e))
 }
 

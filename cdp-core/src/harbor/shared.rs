@@ -18,8 +18,8 @@ use crate::base::{self, BasePoint};
 use crate::error::{HarborError, Result};
 use crate::journal::catalog::Catalog;
 use crate::journal::recovery;
-use crate::machine::{MachineDescription, VolumeId};
-use crate::point::{Seq, XmlVersion};
+use crate::machine::{FORMAT_VERSION, MachineDescription, VolumeId};
+use crate::point::{PointId, Seq, XmlVersion};
 use crate::qcow2::Qcow2Reader;
 use crate::recorder::{Recording, end_earlier};
 use crate::storage::replace::remove_if_there;
@@ -65,7 +65,12 @@ impl Shared {
             .ok_or_else(|| HarborError::Locked {
                 dir: dir.to_path_buf(),
             })?;
-        let description = read_description(storage, dir)?;
+        let mut description = read_description(storage, dir)?;
+        if description.format_version != FORMAT_VERSION {
+            // Before anything of the present version is written to it.
+            description.format_version = FORMAT_VERSION;
+            write_description(storage, dir, &description)?;
+        }
         for folder in ["", "journal", "xml"] {
             let folder = dir.join(folder);
             remove_parts(storage, &folder, report)?;
@@ -145,6 +150,33 @@ impl Shared {
         self.removal.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps segments from being opened, for whoever holds it for writing.
+    pub(crate) fn removal(&self) -> &RwLock<()> {
+        &self.removal
+    }
+
+    /// Returns the points that are kept, in order, and their records.
+    pub(crate) fn kept_points(&self) -> Vec<(PointId, Seq)> {
+        let catalog = self.catalog();
+        catalog.points.iter().map(|p| (p.id, p.seq)).collect()
+    }
+
+    /// Returns the last record that is in a base point of every volume that the machine has; none before they
+    /// are all seeded.
+    pub(crate) fn newest_common_base(&self) -> Option<Seq> {
+        let description = self.description();
+        let bases = self.bases();
+        let newest = |id| {
+            bases
+                .iter()
+                .filter(|base| base.volume == id)
+                .map(|b| b.seq)
+                .max()
+        };
+        let all = description.plugged().map(|volume| newest(volume.id));
+        all.collect::<Option<Vec<Seq>>>()?.into_iter().min()
+    }
+
     pub(crate) fn machine_id(&self) -> String {
         lock(&self.description).machine_id.clone()
     }
@@ -165,6 +197,7 @@ impl Shared {
         let _turn = lock(&self.writing);
         let mut desc = self.description();
         change(&mut desc);
+        desc.format_version = FORMAT_VERSION;
         desc.validate()?;
         if desc.machine_id != self.machine_id() {
             return Err(HarborError::InvalidDescription(
@@ -215,16 +248,20 @@ impl Shared {
         }
     }
 
+    /// Returns the last record that each volume's oldest base point contains.
+    pub(crate) fn oldest_bases(&self) -> BTreeMap<VolumeId, Seq> {
+        let mut oldest: BTreeMap<VolumeId, Seq> = BTreeMap::new();
+        for base in self.bases().iter() {
+            let seq = oldest.entry(base.volume).or_insert(base.seq);
+            *seq = base.seq.min(*seq);
+        }
+        oldest
+    }
+
     /// Returns the first record at which a point can be viewed; none before every volume that was there from
     /// the beginning is seeded. One that came later is in a gap until it is seeded.
     pub(crate) fn first_valid(&self) -> Option<Seq> {
-        let mut oldest: BTreeMap<VolumeId, Seq> = BTreeMap::new();
-        for base in self.bases().iter() {
-            oldest
-                .entry(base.volume)
-                .and_modify(|seq| *seq = base.seq.min(*seq))
-                .or_insert(base.seq);
-        }
+        let oldest = self.oldest_bases();
         let description = lock(&self.description);
         let original = description.volumes.iter().filter(|v| v.is_original());
         let firsts = original.map(|volume| oldest.get(&volume.id).copied());
@@ -260,7 +297,9 @@ impl Shared {
         }
     }
 
-    fn remove_segments_before_bases(&self) {
+    /// Removes the segments that no base point needs: a point at the very record of one has its own record in a
+    /// segment that stays.
+    pub(crate) fn remove_segments_before_bases(&self) {
         let Some(lowest) = self.bases().iter().map(|base| base.seq).min() else {
             return;
         };
@@ -303,7 +342,7 @@ impl Shared {
 }
 
 fn is_needless(segment: &crate::journal::segment::Segment, lowest: Seq) -> bool {
-    segment.is_sealed() && segment.last_seq() <= lowest
+    segment.is_sealed() && segment.last_seq() < lowest
 }
 
 fn total_len(storage: &dyn Storage, paths: Vec<PathBuf>) -> Result<u64> {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::cold::BlockCache;
 use super::segment::Segment;
 use super::sequencer::Notice;
 use crate::clock::Timestamp;
@@ -20,6 +21,8 @@ pub(crate) struct Catalog {
     pub(crate) gaps: Vec<Gap>,
     /// Where the journal goes on.
     pub(crate) end: JournalEnd,
+    /// Blocks of cold segments that were decompressed.
+    pub(crate) cache: Arc<BlockCache>,
     /// Why nothing more may be written.
     pub(crate) failure: Option<Arc<JournalError>>,
 }

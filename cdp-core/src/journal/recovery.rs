@@ -13,7 +13,7 @@ use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::catalog::{Catalog, JournalEnd, segment_number, segment_path};
+use super::catalog::{Catalog, JournalEnd, segment_path};
 use super::scan::{PayloadCheck, ScanLimits, scan};
 use super::seal::{Sealing, rewrite_up_to};
 use super::segment::{Segment, read_index};
@@ -28,6 +28,10 @@ use crate::harbor::report::{Cut, RecoveryReport};
 use crate::point::{Gap, GapReason, Grade, Point, PointId, Seq, XmlVersion};
 use crate::storage::{OpenMode, Storage, StorageFile};
 
+mod cold;
+
+use cold::Found;
+
 /// Recovers the journal in `dir`; adds to `report` what was found.
 pub(crate) fn recover(
     storage: &dyn Storage,
@@ -35,19 +39,12 @@ pub(crate) fn recover(
     machine_id: &str,
     report: &mut RecoveryReport,
 ) -> Result<Catalog> {
-    let names = storage
-        .list(dir)
-        .map_err(|e| HarborError::storage("list", dir, e))?;
-    let mut numbers: Vec<u64> = names
-        .iter()
-        .filter_map(|name| segment_number(name))
-        .collect();
-    numbers.sort_unstable();
     let catalog = Catalog {
         segments: Vec::new(),
         points: Vec::new(),
         gaps: Vec::new(),
         end: JournalEnd::default(),
+        cache: Arc::default(),
         failure: None,
     };
     let mut recovery = Recovery {
@@ -61,11 +58,17 @@ pub(crate) fn recover(
     storage
         .sync_dir(dir)
         .map_err(|e| HarborError::storage("sync", dir, e))?;
-    for number in &numbers {
-        let is_last = Some(number) == numbers.last();
-        recovery.segment(&segment_path(dir, *number), *number, is_last)?;
+    let found = recovery.find(dir)?;
+    for (place, one) in found.iter().enumerate() {
+        match one {
+            Found::Segment(number) => {
+                let is_last = place + 1 == found.len();
+                recovery.segment(&segment_path(dir, *number), *number, is_last)?;
+            }
+            Found::Cold(ends) => recovery.cold(dir, ends)?,
+        }
     }
-    recovery.report.segments = numbers.len() as u64;
+    recovery.report.segments = found.len() as u64;
     recovery.report.head = recovery.catalog.end.last_seq;
     Ok(recovery.catalog)
 }
@@ -85,6 +88,8 @@ struct Ends<'a> {
     number: u64,
     len: u64,
     file: Arc<dyn StorageFile>,
+    /// The header's bytes, as they are.
+    head: Vec<u8>,
     header: Result<SegmentHeader, Broken>,
     footer: Result<Footer, Broken>,
 }
@@ -110,7 +115,7 @@ impl Recovery<'_> {
         let (segment, mut others) = recovered?;
         self.check_numbers(&segment, expected, path);
         others.sort_unstable_by_key(|record| record.seq);
-        self.learn(&ends, &others);
+        self.learn(path, &*ends.file, &others);
         if let Ok(header) = &ends.header {
             self.raise_end(
                 Seq(header.first_seq.0.saturating_sub(1)),
@@ -136,16 +141,20 @@ impl Recovery<'_> {
                 format!("it belongs to machine {}", header.machine_id),
             );
         }
-        let follows = ends.number == self.catalog.end.next_segment;
-        if !follows && !self.catalog.segments.is_empty() {
-            let missing = self.catalog.end.next_segment;
+        self.check_place(ends.path, ends.number, &header.previous);
+    }
+
+    /// Checks that a segment follows on the one before it.
+    fn check_place(&mut self, path: &Path, number: u64, previous: &[u8; 32]) {
+        let missing = self.catalog.end.next_segment;
+        if number != missing && !self.catalog.segments.is_empty() {
             self.damage(
-                ends.path,
+                path,
                 format!("segments from {missing} on are missing before it"),
             );
-        } else if self.chain.is_some_and(|hash| hash != header.previous) {
+        } else if self.chain.is_some_and(|hash| hash != *previous) {
             self.damage(
-                ends.path,
+                path,
                 "it does not name the hash of the segment before it".into(),
             );
         }
@@ -221,7 +230,7 @@ impl Recovery<'_> {
             file.set_len(found.end).map_err(ends.failed("cut"))?;
             file.sync().map_err(ends.failed("sync"))?;
         }
-        let hasher = rewrite_up_to(&*file, found.end).map_err(ends.failed("write"))?;
+        rewrite_up_to(&*file, found.end).map_err(ends.failed("write"))?;
         let mut points = found
             .records
             .iter()
@@ -245,7 +254,7 @@ impl Recovery<'_> {
             .filter(|r| !r.kind.is_data())
             .copied()
             .collect();
-        let seal = sealing.prepare(found.records, hasher);
+        let seal = sealing.prepare(&ends.head, found.records);
         seal.write(&*file).map_err(ends.failed("seal"))?;
         let footer = seal.footer;
         self.report.cut = Some(Cut {
@@ -317,15 +326,15 @@ impl Recovery<'_> {
     }
 
     /// Adds the points and gaps of a segment to the catalog.
-    fn learn(&mut self, ends: &Ends<'_>, others: &[Record]) {
+    fn learn(&mut self, path: &Path, file: &dyn StorageFile, others: &[Record]) {
         for record in others {
             match record.kind {
                 Kind::Point if !self.follows(record) => {
                     let what = format!("point {} is not in order", record.offset);
-                    self.damage(ends.path, what);
+                    self.damage(path, what);
                 }
                 Kind::Point => {
-                    let label = self.label(ends, record);
+                    let label = self.label(path, file, record);
                     self.catalog.add_point(point(record, label));
                 }
                 Kind::GapOpen => self.catalog.add_gap(gap(record, None), Seq(record.length)),
@@ -346,15 +355,15 @@ impl Recovery<'_> {
         })
     }
 
-    fn label(&mut self, ends: &Ends<'_>, record: &Record) -> Option<String> {
+    fn label(&mut self, path: &Path, file: &dyn StorageFile, record: &Record) -> Option<String> {
         if record.payload_length == 0 {
             return None;
         }
         let mut bytes = vec![0; record.payload_length as usize];
-        let read = ends.file.read_at(&mut bytes, record.payload_position);
+        let read = file.read_at(&mut bytes, record.payload_position);
         if read.is_err() || crc32c::crc32c(&bytes) != record.payload_crc {
             self.damage(
-                ends.path,
+                path,
                 format!("the label of point {} is lost", record.offset),
             );
             return None;
@@ -425,12 +434,12 @@ fn read_ends<'a>(storage: &dyn Storage, path: &'a Path, number: u64) -> Result<E
     let failed = |action| move |e| HarborError::storage(action, path, e);
     let file = storage.open(path, OpenMode::Read).map_err(failed("open"))?;
     let len = file.length().map_err(failed("read"))?;
-    let mut bytes = vec![0; HEADER_LEN];
+    let (mut head, mut bytes) = (vec![0; HEADER_LEN], vec![0; FOOTER_LEN]);
     let mut header = Err(Broken::Magic("segment header"));
     let mut footer = Err(Broken::Magic("footer"));
     if len >= HEADER_LEN as u64 {
-        file.read_at(&mut bytes, 0).map_err(failed("read"))?;
-        header = SegmentHeader::decode(&bytes);
+        file.read_at(&mut head, 0).map_err(failed("read"))?;
+        header = SegmentHeader::decode(&head);
     }
     if len >= (HEADER_LEN + FOOTER_LEN) as u64 {
         file.read_at(&mut bytes, len - FOOTER_LEN as u64)
@@ -460,6 +469,7 @@ fn read_ends<'a>(storage: &dyn Storage, path: &'a Path, number: u64) -> Result<E
         number,
         len,
         file,
+        head,
         header,
         footer,
     })

@@ -8,7 +8,7 @@ use std::io::{self, IoSlice};
 use crate::bounds::{BLOCK, COPY_PIECE};
 use crate::buffer::Memory;
 use crate::clock::Timestamp;
-use crate::format::{FOOTER_LEN, Footer, RECORD_LEN, Record, Salt};
+use crate::format::{FOOTER_LEN, Footer, RECORD_LEN, Record, SEGMENT_VERSION, Salt};
 use crate::point::{PointId, Seq};
 use crate::storage::StorageFile;
 
@@ -36,11 +36,12 @@ pub(crate) struct Seal {
 }
 
 impl Sealing {
-    /// Makes index and footer; `hasher` has taken all bytes up to the end of the last frame.
-    pub(crate) fn prepare(self, mut records: Vec<Record>, mut hasher: blake3::Hasher) -> Seal {
+    /// Makes index and footer of all the segment's records; `header` is what it begins with.
+    pub(crate) fn prepare(self, header: &[u8], mut records: Vec<Record>) -> Seal {
         let last_seq = records.last().map(|record| record.seq);
         let (index, data_records) = index(&mut records);
         let mut footer = Footer {
+            version: SEGMENT_VERSION,
             salt: self.salt,
             segment: self.number,
             index_position: self.end,
@@ -56,10 +57,7 @@ impl Sealing {
         let index_len = index.len().next_multiple_of(BLOCK);
         let mut bytes = Memory::zeroed(index_len + FOOTER_LEN);
         put(&mut bytes, 0, &index);
-        hasher
-            .update(bytes.get().get(..index_len).unwrap_or_default())
-            .update(&footer.encode_head());
-        footer.hash = *hasher.finalize().as_bytes();
+        footer.hash = footer.chain_hash(header, bytes.get().get(..index_len).unwrap_or_default());
         put(&mut bytes, index_len, &footer.encode());
         Seal {
             position: self.end,
@@ -111,12 +109,11 @@ fn index(records: &mut [Record]) -> (Vec<u8>, u64) {
     )
 }
 
-/// Writes a file's bytes up to `end` once more, and hashes them.
+/// Writes a file's bytes up to `end` once more.
 ///
 /// That they can be read does not mean that they are on the disk: a sync that failed leaves them in
 /// memory, and a later one passes over them. Written again, they are part of the next sync.
-pub(crate) fn rewrite_up_to(file: &dyn StorageFile, end: u64) -> io::Result<blake3::Hasher> {
-    let mut hasher = blake3::Hasher::new();
+pub(crate) fn rewrite_up_to(file: &dyn StorageFile, end: u64) -> io::Result<()> {
     let mut piece = vec![0; COPY_PIECE];
     let mut position = 0;
     while position < end {
@@ -124,8 +121,7 @@ pub(crate) fn rewrite_up_to(file: &dyn StorageFile, end: u64) -> io::Result<blak
         let bytes = piece.get_mut(..len as usize).unwrap_or_default();
         file.read_at(bytes, position)?;
         file.write_at(&[IoSlice::new(bytes)], position)?;
-        hasher.update(bytes);
         position += len;
     }
-    Ok(hasher)
+    Ok(())
 }

@@ -3,12 +3,15 @@
 //! The segment that is recorded to keeps its records in memory; a sealed one keeps its footer and reads the
 //! index when asked. Files are opened when a view needs them, and shared between views.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use super::cold::compact::Ends;
+use super::cold::{BlockCache, ColdFile, shown_footer};
 use super::scan::{PayloadCheck, ScanLimits, scan};
 use crate::error::{HarborError, Result};
-use crate::format::{Footer, RECORD_LEN, Record};
+use crate::format::{ColdFooter, Footer, HEADER_LEN, RECORD_LEN, Record, SegmentHeader};
 use crate::point::Seq;
 use crate::storage::{OpenMode, Storage, StorageFile};
 
@@ -20,6 +23,14 @@ pub(crate) struct Segment {
     pub(crate) first_seq: Seq,
     body: RwLock<Body>,
     file: Mutex<Option<Weak<dyn StorageFile>>>,
+    cold: Option<Cold>,
+}
+
+/// What a cold segment has besides: it stands for several.
+#[derive(Debug)]
+struct Cold {
+    footer: ColdFooter,
+    cache: Arc<BlockCache>,
 }
 
 #[derive(Debug)]
@@ -45,6 +56,7 @@ impl Segment {
             first_seq,
             body,
             file: Mutex::new(None),
+            cold: None,
         }
     }
 
@@ -57,7 +69,70 @@ impl Segment {
             first_seq: footer.first_seq,
             body,
             file: Mutex::new(None),
+            cold: None,
         }
+    }
+
+    /// Makes a cold segment; its number is the first of those it stands for.
+    pub(crate) fn cold_one(path: PathBuf, footer: ColdFooter, cache: Arc<BlockCache>) -> Segment {
+        Segment {
+            cold: Some(Cold { footer, cache }),
+            ..Segment::sealed(footer.first, path, shown_footer(&footer))
+        }
+    }
+
+    /// Returns the footer of a cold segment.
+    pub(crate) fn cold(&self) -> Option<&ColdFooter> {
+        self.cold.as_ref().map(|cold| &cold.footer)
+    }
+
+    /// Returns the number of the last segment it stands for: its own, unless it is cold.
+    pub(crate) fn last_number(&self) -> u64 {
+        self.cold().map_or(self.number, |footer| footer.last)
+    }
+
+    /// Returns the number of its records.
+    pub(crate) fn count(&self) -> u64 {
+        match &*self.body.read().unwrap_or_else(PoisonError::into_inner) {
+            Body::Memory(records) => records.len() as u64,
+            Body::Sealed(footer) => footer.data_records + footer.other_records,
+        }
+    }
+
+    /// Returns what the ends of a sealed segment tell of what comes before and behind.
+    pub(crate) fn ends(&self, storage: &dyn Storage) -> Result<Ends> {
+        if let Some(footer) = self.cold() {
+            return Ok(Ends {
+                previous: footer.previous,
+                chain: footer.chain,
+                next_point: footer.next_point,
+                last_time: footer.last_time,
+            });
+        }
+        let footer = match &*self.body.read().unwrap_or_else(PoisonError::into_inner) {
+            Body::Memory(_) => return Err(HarborError::damaged(&self.path, "it is not sealed")),
+            Body::Sealed(footer) => **footer,
+        };
+        let mut head = vec![0; HEADER_LEN];
+        self.open(storage)?
+            .read_at(&mut head, 0)
+            .map_err(|e| HarborError::storage("read", &self.path, e))?;
+        let header = SegmentHeader::decode(&head)
+            .map_err(|broken| HarborError::damaged(&self.path, broken.to_string()))?;
+        Ok(Ends {
+            previous: header.previous,
+            chain: footer.hash,
+            next_point: footer.next_point,
+            last_time: footer.last_time,
+        })
+    }
+
+    /// Returns the bytes of its file.
+    pub(crate) fn stored_bytes(&self, storage: &dyn Storage) -> Result<u64> {
+        storage
+            .open(&self.path, OpenMode::Read)
+            .and_then(|file| file.length())
+            .map_err(|e| HarborError::storage("read", &self.path, e))
     }
 
     /// Returns the number of its last record, or the one before its first.
@@ -106,9 +181,14 @@ impl Segment {
         if let Some(file) = slot.as_ref().and_then(Weak::upgrade) {
             return Ok(file);
         }
-        let file = storage
-            .open(&self.path, OpenMode::Read)
-            .map_err(|e| HarborError::storage("open", &self.path, e))?;
+        let failed = |e: io::Error| match e.kind() {
+            io::ErrorKind::InvalidData => HarborError::damaged(&self.path, e.to_string()),
+            _ => HarborError::storage("open", &self.path, e),
+        };
+        let mut file = storage.open(&self.path, OpenMode::Read).map_err(failed)?;
+        if let Some(Cold { footer, cache }) = &self.cold {
+            file = Arc::new(ColdFile::new(file, footer, Arc::clone(cache)).map_err(failed)?);
+        }
         *slot = Some(Arc::downgrade(&file));
         Ok(file)
     }
@@ -152,8 +232,39 @@ impl Segment {
         Ok(())
     }
 
+    /// Calls `each` with every record of a sealed segment that changes no volume, in any order.
+    pub(crate) fn for_each_other(
+        &self,
+        file: &dyn StorageFile,
+        mut each: impl FnMut(&Record),
+    ) -> Result<()> {
+        let footer = match &*self.body.read().unwrap_or_else(PoisonError::into_inner) {
+            Body::Memory(_) => return Err(HarborError::damaged(&self.path, "it is not sealed")),
+            Body::Sealed(footer) => **footer,
+        };
+        let index = read_index(&self.path, file, &footer)?;
+        if crc32c::crc32c(&index) == footer.index_crc {
+            let others = index.get(footer.data_records as usize * RECORD_LEN..);
+            for bytes in others.unwrap_or_default().chunks_exact(RECORD_LEN) {
+                let record = Record::decode(bytes)
+                    .map_err(|broken| HarborError::damaged(&self.path, broken.to_string()))?;
+                each(&record);
+            }
+            return Ok(());
+        }
+        for record in self.scan_frames(file, &footer)? {
+            if !record.kind.is_data() {
+                each(&record);
+            }
+        }
+        Ok(())
+    }
+
     /// Reads the records of a sealed segment from its frames.
     fn scan_frames(&self, file: &dyn StorageFile, footer: &Footer) -> Result<Vec<Record>> {
+        if self.cold.is_some() {
+            return Err(HarborError::damaged(&self.path, "its index is damaged"));
+        }
         let limits = ScanLimits {
             number: self.number,
             end: footer.index_position,

@@ -27,7 +27,7 @@ use crate::error::JournalError;
 use crate::format::{FrameHeader, HEADER_LEN, Kind, SegmentHeader};
 use crate::harbor::shared::Shared;
 use crate::point::{PointId, Seq};
-use crate::storage::append::{Appender, Mark, Parts};
+use crate::storage::append::{Appender, Mark};
 use crate::storage::replace::{part_of, remove_if_there};
 use crate::storage::{OpenMode, StorageFile};
 
@@ -50,7 +50,7 @@ pub(crate) struct Writer {
 struct Active {
     segment: Arc<Segment>,
     file: Arc<dyn StorageFile>,
-    hasher: blake3::Hasher,
+    header: Vec<u8>,
     sealing: Sealing,
     records: usize,
 }
@@ -143,9 +143,6 @@ impl Writer {
             first_seq: draft.first_seq(),
         };
         let (records, oldest) = (draft.place(&header), draft.since);
-        for part in draft.parts() {
-            active.hasher.update(&part);
-        }
         self.appender
             .write(&active.file, draft, header.position)
             .map_err(failed("write", &active.segment.path))?;
@@ -239,7 +236,7 @@ impl Active {
         Full {
             segment: Arc::clone(&self.segment),
             file: Arc::clone(&self.file),
-            seal: self.sealing.prepare(records, self.hasher.clone()),
+            seal: self.sealing.prepare(&self.header, records),
         }
     }
 }
@@ -281,10 +278,9 @@ fn begin_segment(shared: &Shared, end: JournalEnd) -> Step<(Active, Nameless)> {
     let file = storage.open(&part, OpenMode::NewDirect).map_err(create)?;
     reserve(shared, &*file, &dir).map_err(create)?;
 
+    let bytes = header.encode();
     let mut block = Memory::zeroed(HEADER_LEN);
-    block.get_mut().copy_from_slice(&header.encode());
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(block.get());
+    block.get_mut().copy_from_slice(&bytes);
     let segment = Segment::in_memory(header.number, path, header.first_seq, Vec::new());
     let segment = Arc::new(segment);
     let sealing = Sealing {
@@ -303,7 +299,7 @@ fn begin_segment(shared: &Shared, end: JournalEnd) -> Step<(Active, Nameless)> {
     let active = Active {
         segment,
         file,
-        hasher,
+        header: bytes,
         sealing,
         records: 0,
     };

@@ -56,7 +56,7 @@ fn a_volume_that_grew_keeps_its_old_size_at_old_points() {
     let home = machine.home;
     drop((machine.harbor, machine.recorder));
     let text = std::fs::read_to_string(dir.join("machine.toml")).unwrap();
-    assert!(text.contains("format_version = 2"), "{text}");
+    assert!(text.contains("format_version = 3"), "{text}");
     check(&Harbor::open(&dir, Options::default()).unwrap().0);
     drop(home);
 }

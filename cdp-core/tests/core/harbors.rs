@@ -3,7 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use cdp_core::{Grade, Harbor, HarborError, Options, VolumeId, XmlVersion};
+use cdp_core::machine::FORMAT_VERSION;
+use cdp_core::{Grade, Harbor, HarborError, MachineDescription, Options, VolumeId, XmlVersion};
 use tempfile::TempDir;
 
 use crate::harness::{KIB, description, machine};
@@ -29,7 +30,11 @@ fn a_harbor_is_made_once_and_opened_by_one() {
         Harbor::open(&dir, Options::default()),
         Err(HarborError::Locked { .. })
     ));
-    assert_eq!(Harbor::peek(&dir).unwrap(), desc);
+    let written = MachineDescription {
+        format_version: FORMAT_VERSION,
+        ..desc.clone()
+    };
+    assert_eq!(Harbor::peek(&dir).unwrap(), written);
     drop(harbor);
     let again = Harbor::create(&dir, &desc, Options::default());
     assert!(matches!(again, Err(HarborError::AlreadyExists { .. })));
@@ -65,12 +70,12 @@ fn a_newer_format_is_refused() {
     let text = fs::read_to_string(&toml).unwrap();
     fs::write(
         &toml,
-        text.replace("format_version = 1", "format_version = 3"),
+        text.replace("format_version = 3", "format_version = 4"),
     )
     .unwrap();
     let refused = Harbor::open(&dir, Options::default());
     assert!(
-        matches!(refused, Err(HarborError::UnknownVersion { found: 3, .. })),
+        matches!(refused, Err(HarborError::UnknownVersion { found: 4, .. })),
         "{refused:?}"
     );
     drop(home);

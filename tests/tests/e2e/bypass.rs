@@ -38,11 +38,55 @@ fn guards_of(daemon: &Daemon) -> Vec<String> {
     ran.out.split_whitespace().map(str::to_owned).collect()
 }
 
+/// The names of a process's threads, of which the kernel keeps 15 characters.
+fn threads_of(pid: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+    let name = |task: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
+    };
+    tasks.filter_map(name).collect()
+}
+
 fn gaps(daemon: &Daemon, name: &str) -> Vec<String> {
     let info = daemon.json(&["info", name]);
     let gaps = info["gaps"].as_array().expect("gaps").iter();
     gaps.map(|gap| gap["reason"].as_str().expect("a reason").to_owned())
         .collect()
+}
+
+#[test]
+fn a_daemon_that_is_stopped_while_it_attaches_holds_nobody_up() {
+    if !needs_libvirt() {
+        return;
+    }
+    let name = unique("attach");
+    let guest = Guest::start(&name, &[("qcow2", 32 << 20), ("raw", 16 << 20)]);
+    let daemon = Daemon::start();
+    daemon.ok(&["protect", &name]);
+    let signal = |signal: &str| must("kill", &[signal, &daemon.pid().to_string()]);
+    for round in 0..4 {
+        daemon.ok(&["suspend", &name]);
+        let writing = load(&name, 4);
+        thread::sleep(Duration::from_millis(400));
+        thread::scope(|scope| {
+            scope.spawn(|| daemon.cli(&["resume", &name]));
+            // Its thread is there just before QEMU is told to open the tap, and waits for the handshake.
+            while !threads_of(daemon.pid())
+                .iter()
+                .any(|name| name.starts_with("tap-vcdp"))
+            {
+                std::hint::spin_loop();
+            }
+            signal("-STOP");
+            thread::sleep(Duration::from_millis(2000));
+            signal("-CONT");
+        });
+        let longest = writing.join().expect("the guest's load went well");
+        eprintln!("round {round}: {longest} ms");
+        assert!(longest < BOUND_MS, "round {round}: {longest} ms");
+        daemon.wait_state(&name, "protected", SOON);
+    }
+    newest_equals(&daemon, &guest, &name);
 }
 
 #[test]
