@@ -15,11 +15,14 @@ use crate::storage::StorageFile;
 
 const BLOCK_LEN: u64 = COLD_BLOCK as u64;
 
+/// A file of this process, and the number of a block in it.
+type Key = (u64, u64);
+
 /// The blocks of a harbor's cold segments that were used last.
 #[derive(Default)]
 pub(crate) struct BlockCache {
     /// By file and number; the last used at the back.
-    blocks: Mutex<VecDeque<((u64, u64), Arc<[u8]>)>>,
+    blocks: Mutex<VecDeque<(Key, Arc<[u8]>)>>,
 }
 
 impl fmt::Debug for BlockCache {
@@ -29,7 +32,7 @@ impl fmt::Debug for BlockCache {
 }
 
 impl BlockCache {
-    fn find(&self, key: (u64, u64)) -> Option<Arc<[u8]>> {
+    fn find(&self, key: Key) -> Option<Arc<[u8]>> {
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
         let at = blocks.iter().rposition(|(kept, _)| *kept == key)?;
         let found = blocks.remove(at)?;
@@ -38,7 +41,7 @@ impl BlockCache {
         Some(bytes)
     }
 
-    fn keep(&self, key: (u64, u64), bytes: Arc<[u8]>) {
+    fn keep(&self, key: Key, bytes: Arc<[u8]>) {
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
         while blocks.len() >= COLD_CACHE_MAX / COLD_BLOCK {
             blocks.pop_front();
