@@ -80,11 +80,32 @@ pub const COLD_LEVEL: i32 = 3;
 /// Memory for blocks of cold segments that were decompressed, of one harbor.
 pub const COLD_CACHE_MAX: usize = 16 * 1024 * 1024;
 
-/// Most records on top that are held of a part of a volume that is opened part by part; twice as many while it is
-/// worked out.
+/// Records of a sealed segment's index that one fence stands for: a page of it.
+pub const FENCE_RECORDS: usize = 64;
+/// Most memory for the fences of all segments of a harbor: those of 16 million records. They are made again when
+/// they are needed.
+pub const FENCES_MAX: usize = 8 * 1024 * 1024;
+/// How much of an index is read at a time.
+pub const INDEX_PIECE: usize = 256 * 1024;
+
+/// Longest part of a volume that is worked out at a time. Places in a part are kept in 32 bits.
+pub const PART_LEN_MAX: u64 = 1 << 30;
+/// Length of a part that is made no shorter, however many records lie there.
+pub const PART_LEN_MIN: u64 = 32 * 1024;
+/// A part is made as long as it may be without more records in it than this, by the fences.
+pub const PART_RECORDS_AIM: usize = 4096;
+/// The same, for each segment that is looked through for it: what is read of a segment is to be of use.
+pub const PART_RECORDS_AIM_PER_SEGMENT: usize = 32;
+/// Most records on top that are held of a part; twice as many records while it is worked out.
 pub const PART_RECORDS_MAX: usize = 32 * 1024;
-/// Most parts of a volume that are held at a time: reads come in order, but for some that are under way together.
-pub const PARTS_KEPT_MAX: usize = 2;
+/// What a part is counted for at least, so that there are not too many of them.
+pub const PART_COST_MIN: usize = 1024;
+/// Most memory for the parts of a view, over all its volumes: those of a million records and some.
+pub const VIEW_PARTS_MAX: usize = 40 * 1024 * 1024;
+/// The same of a volume that is read from front to back.
+pub const READING_PARTS_MAX: usize = 4 * 1024 * 1024;
+/// Most parts of one view that are worked out at a time.
+pub const PARTS_UNDER_WAY_MAX: usize = 4;
 
 /// Longest label of a point.
 pub const LABEL_MAX: usize = 1024;
@@ -129,6 +150,16 @@ const _: () = {
     assert!(BUFFER_BUDGET_DEFAULT <= BUFFER_BUDGET_MAX);
     assert!(SEGMENT_MIN <= SEGMENT_DEFAULT && SEGMENT_DEFAULT <= SEGMENT_MAX);
     assert!(LABEL_MAX < STAGED_BELOW);
+    assert!(INDEX_PIECE.is_multiple_of(64 * FENCE_RECORDS));
+    assert!(PART_LEN_MAX.is_power_of_two() && PART_LEN_MIN.is_power_of_two());
+    assert!(PART_LEN_MIN <= PART_LEN_MAX);
+    assert!(PART_LEN_MAX + REQUEST_MAX as u64 <= i32::MAX as u64);
+    // Each record on top has a byte at least, so a part can always be made short enough.
+    assert!(PART_LEN_MIN <= PART_RECORDS_MAX as u64);
+    assert!(PART_RECORDS_AIM <= PART_RECORDS_MAX / 2);
+    // The largest part: a record has 20 bytes and a bit, and up to two stretches of 12.
+    assert!(PART_RECORDS_MAX * 48 <= READING_PARTS_MAX / 2);
+    assert!(READING_PARTS_MAX <= VIEW_PARTS_MAX);
     assert!(STAGED_BELOW <= STAGE_LEN);
     // A full frame has at least this much of the budget, so the stages of full frames are within the budget.
     assert!(FRAME_RECORDS_MAX * BLOCK >= STAGE_LEN);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::{BasePoint, SeedWriter};
+use crate::bounds::VIEW_PARTS_MAX;
 use crate::clock::Timestamp;
 use crate::error::{HarborError, JournalError, Result};
 use crate::journal::cold::compact::compact;
@@ -19,7 +20,8 @@ use crate::machine::{MachineDescription, VolumeId};
 use crate::point::{Gap, Point, PointId, Seq, XmlVersion};
 use crate::recorder::Recorder;
 use crate::storage::RealStorage;
-use crate::view::image::{self, Plan};
+use crate::view::cache::PartCache;
+use crate::view::image::Plan;
 use crate::view::parts::Parts;
 use crate::view::{LatestImage, View};
 
@@ -283,10 +285,11 @@ impl Harbor {
         compact(&self.shared, control)
     }
 
-    /// Opens a view of the machine at a point: the volumes that were there, each as large as it was.
+    /// Opens a view of the machine at a point: the volumes that were there, each as large as it was. How long that takes
+    /// does not depend on the number of records: they are looked at when they are needed.
     ///
     /// # Errors
-    /// [`HarborError::NoSuchPoint`]; records are missing or damaged; the storage failed.
+    /// [`HarborError::NoSuchPoint`]; records are missing; the storage failed.
     pub fn view(&self, point: PointId) -> Result<View> {
         let point = self.point(point).ok_or(HarborError::NoSuchPoint(point))?;
         let description = self.shared.description();
@@ -296,7 +299,8 @@ impl Harbor {
         });
         let plans: Vec<Plan> = there.collect::<Result<_>>()?;
         let ids: Vec<VolumeId> = plans.iter().map(|plan| plan.volume).collect();
-        let images = image::open(&self.shared, plans, point.seq)?;
+        let cache = PartCache::new(VIEW_PARTS_MAX);
+        let images = Parts::open_all(&self.shared, plans, point.seq, cache)?;
         let storage = Arc::clone(&self.shared.options.storage);
         Ok(View::new(
             point,

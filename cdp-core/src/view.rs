@@ -1,7 +1,8 @@
 //! Views: a machine's volumes, read-only, at one recovery point.
 //!
-//! A [`View`] is a set of images: base point and journal, merged when it is opened. It can be read
-//! from any number of threads, and holds open whatever it needs.
+//! A [`View`] is a set of images: base point and journal, of which only what is looked at is merged. So it opens at
+//! once and takes no more memory than a bound, however many records there are. It can be read from any number of threads,
+//! and holds open whatever it needs. [`parts`] says how.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -16,9 +17,12 @@ use crate::storage::Storage;
 pub(crate) mod image;
 pub(crate) mod parts;
 
+pub(crate) mod cache;
+mod gathering;
+pub(crate) mod part;
+
 mod export;
 
-use image::Image;
 use parts::Parts;
 
 /// A stretch of a volume that is all zeros, or may not be.
@@ -34,14 +38,14 @@ pub struct ViewExtent {
 #[derive(Debug)]
 pub struct View {
     point: Point,
-    images: BTreeMap<VolumeId, Image>,
+    images: BTreeMap<VolumeId, Parts>,
     storage: Arc<dyn Storage>,
 }
 
 impl View {
     pub(crate) fn new(
         point: Point,
-        images: BTreeMap<VolumeId, Image>,
+        images: BTreeMap<VolumeId, Parts>,
         storage: Arc<dyn Storage>,
     ) -> View {
         View {
@@ -51,7 +55,7 @@ impl View {
         }
     }
 
-    fn image(&self, volume: VolumeId) -> Result<&Image> {
+    fn image(&self, volume: VolumeId) -> Result<&Parts> {
         self.images
             .get(&volume)
             .ok_or(HarborError::NoSuchVolume(volume))
@@ -88,7 +92,21 @@ impl View {
     /// # Errors
     /// As [`read_at`](Self::read_at).
     pub fn extents(&self, volume: VolumeId, offset: u64, len: u64) -> Result<Vec<ViewExtent>> {
-        self.image(volume)?.extents(offset, len)
+        self.first_extents(volume, offset, len, usize::MAX)
+    }
+
+    /// Returns the same, but no more than the first `most` extents: what follows on them is not told.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at).
+    pub fn first_extents(
+        &self,
+        volume: VolumeId,
+        offset: u64,
+        len: u64,
+        most: usize,
+    ) -> Result<Vec<ViewExtent>> {
+        self.image(volume)?.extents(offset, len, most)
     }
 
     /// Writes a volume to a standalone qcow2 image at `path`, which must not exist; durable and
@@ -143,7 +161,7 @@ impl LatestImage {
     /// # Errors
     /// As [`View::read_at`].
     pub fn extents(&self, offset: u64, len: u64) -> Result<Vec<ViewExtent>> {
-        self.parts.extents(offset, len)
+        self.parts.extents(offset, len, usize::MAX)
     }
 
     /// Lets go of the memory that the last reads needed.

@@ -19,7 +19,8 @@ use crate::point::Seq;
 use crate::qcow2::Qcow2Writer;
 use crate::storage::OpenMode;
 use crate::storage::replace::{part_of, put_in_place, remove_if_there};
-use crate::view::image::{Image, Plan};
+use crate::view::image::Plan;
+use crate::view::part::Part;
 use crate::view::parts::Parts;
 
 /// Writes a new full base point; dropped without [`finish`](Self::finish) it leaves nothing.
@@ -120,7 +121,7 @@ impl SeedWriter {
         let mut at = 0;
         while at < self.size {
             let part = stream.part(at)?;
-            self.lay_over(&mut writer, &part.image)?;
+            self.lay_over(&mut writer, &stream, &part)?;
             at = part.range.end;
         }
         writer.finish().map_err(self.failed("write"))?;
@@ -136,9 +137,9 @@ impl SeedWriter {
         Ok(base)
     }
 
-    fn lay_over(&self, writer: &mut Qcow2Writer, stream: &Image) -> Result<()> {
+    fn lay_over(&self, writer: &mut Qcow2Writer, stream: &Parts, part: &Part) -> Result<()> {
         let mut piece = vec![0; COPY_PIECE];
-        for (start, end, zero) in stream.covered() {
+        for (start, end, zero) in part.covered() {
             if zero {
                 writer
                     .zero(start, end - start)

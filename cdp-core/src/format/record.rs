@@ -183,6 +183,17 @@ impl Record {
         Ok(record)
     }
 
+    /// Returns volume, number, first byte and length of a record that is known to be right, from its bytes.
+    pub(crate) fn place(bytes: &[u8]) -> (VolumeId, Seq, u64, u64) {
+        let volume = VolumeId(u16::from_le_bytes(VOLUME.array(bytes)));
+        (
+            volume,
+            Seq(SEQ.get(bytes)),
+            OFFSET.get(bytes),
+            LENGTH.get(bytes),
+        )
+    }
+
     fn check(&self) -> Result<(), Broken> {
         let payload = u64::from(self.payload_length);
         let payload_fits = if self.kind.has_payload() {

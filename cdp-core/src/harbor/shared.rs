@@ -17,6 +17,7 @@ use super::xml;
 use crate::base::{self, BasePoint};
 use crate::error::{HarborError, Result};
 use crate::journal::catalog::Catalog;
+use crate::journal::lookup::Lookups;
 use crate::journal::recovery;
 use crate::machine::{FORMAT_VERSION, MachineDescription, VolumeId};
 use crate::point::{PointId, Seq, XmlVersion};
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     description: Mutex<MachineDescription>,
     catalog: Mutex<Catalog>,
     bases: Mutex<Vec<BasePoint>>,
+    /// Of all segments that were looked through.
+    pub(crate) lookups: Arc<Lookups>,
     xml: Mutex<Option<XmlVersion>>,
     /// Held while a description or an XML is written: what is in force can be asked for meanwhile.
     writing: Mutex<()>,
@@ -89,6 +92,7 @@ impl Shared {
             description: Mutex::new(description),
             catalog: Mutex::new(catalog),
             bases: Mutex::new(bases),
+            lookups: Arc::default(),
             xml: Mutex::new(xml),
             writing: Mutex::default(),
             recording: Mutex::default(),

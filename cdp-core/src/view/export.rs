@@ -6,7 +6,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::image::Image;
+use super::parts::Parts;
 use crate::bounds::COPY_PIECE;
 use crate::error::{HarborError, Result};
 use crate::qcow2::Qcow2Writer;
@@ -16,7 +16,7 @@ use crate::storage::{OpenMode, Storage};
 /// Writes `image` to `path`, which must not exist.
 pub(crate) fn export(
     storage: &dyn Storage,
-    image: &Image,
+    image: &Parts,
     path: &Path,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<()> {
@@ -42,7 +42,7 @@ pub(crate) fn export(
 
 fn write_part(
     storage: &dyn Storage,
-    image: &Image,
+    image: &Parts,
     part: &Path,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<()> {
@@ -56,7 +56,8 @@ fn write_part(
     let mut at = 0;
     while at < image.size() {
         let len = (image.size() - at).min(COPY_PIECE as u64);
-        if image.extents(at, len)?.iter().any(|extent| !extent.zero) {
+        // Two extents differ, so one of the first two is no zeros if any is.
+        if image.extents(at, len, 2)?.iter().any(|extent| !extent.zero) {
             let bytes = piece.get_mut(..len as usize).unwrap_or_default();
             image.read_at(bytes, at)?;
             writer.write(at, bytes).map_err(failed("write"))?;

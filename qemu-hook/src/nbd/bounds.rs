@@ -25,8 +25,23 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// The most connections one server keeps; further ones are closed at once.
 pub const CONNECTIONS_MAX: usize = 64;
 
-/// The piece in which a large structured read is sent, in bytes; a connection keeps a buffer of it.
+/// The piece in which a large structured read is sent, in bytes; each thread of a connection keeps a buffer of it.
 pub const READ_PIECE: usize = 1 << 20;
+
+/// The most threads that read for one connection.
+pub const WORKERS_MAX: usize = 8;
+
+/// The average time of a read from which on several threads read.
+pub const READ_SLOW: Duration = Duration::from_micros(50);
+
+/// The most requests that one thread takes at a time.
+pub const BATCH_MAX: usize = 32;
+
+/// The replies that are sent together, in bytes, though more are in the making.
+pub const REPLIES_TOGETHER: usize = 32 << 10;
+
+/// The shortest read for which it is asked where zeroes are, in bytes.
+pub const EXTENTS_FROM: u64 = 64 << 10;
 
 /// The smallest zero extent worth a hole chunk of its own in a read's reply, in bytes.
 pub const HOLE_MIN: u64 = 4096;
@@ -53,6 +68,8 @@ pub const FRAGMENTS_MAX: usize = 16 << 10;
 pub const CLIENT_READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 const _: () = assert!(READ_PIECE as u64 <= REQUEST_MAX as u64);
+const _: () = assert!(REPLIES_TOGETHER <= READ_PIECE && HOLE_MIN <= EXTENTS_FROM);
+const _: () = assert!(WORKERS_MAX > 0 && BATCH_MAX > 0);
 const _: () = assert!(BLOCK_PREFERRED.is_power_of_two() && BLOCK_PREFERRED <= REQUEST_MAX);
 const _: () = assert!(NAME_MAX * 2 + 16 <= OPTION_MAX as usize);
 const _: () = assert!(STATUS_EXTENTS * 8 + 4 <= STATUS_PAYLOAD_MAX as usize);

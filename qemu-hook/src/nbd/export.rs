@@ -22,11 +22,11 @@ pub trait Export: Send + Sync {
     ///
     /// The extents follow one another from `offset` on; there is at least one, none is empty, and
     /// neighbours of the same kind are merged. They may stop before the end (the client asks
-    /// again) and the last may reach beyond it.
+    /// again) and the last may reach beyond it. More than `most` are of no use.
     ///
     /// # Errors
     /// Any error is answered to the client as an input/output error; the connection goes on.
-    fn extents(&self, offset: u64, len: u64) -> io::Result<Vec<Extent>>;
+    fn extents(&self, offset: u64, len: u64, most: usize) -> io::Result<Vec<Extent>>;
 }
 
 /// A run of bytes of one kind.
@@ -148,7 +148,7 @@ mod tests {
             buf.fill(0);
             Ok(())
         }
-        fn extents(&self, _offset: u64, len: u64) -> io::Result<Vec<Extent>> {
+        fn extents(&self, _offset: u64, len: u64, _most: usize) -> io::Result<Vec<Extent>> {
             let kind = ExtentKind::Zero;
             Ok(vec![Extent { len, kind }])
         }

@@ -16,7 +16,9 @@ pub mod export;
 pub mod server;
 pub mod stream;
 
+mod answer;
 pub(crate) mod handshake;
+mod pieces;
 mod serve;
 
 pub mod client;

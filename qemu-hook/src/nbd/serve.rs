@@ -1,22 +1,28 @@
-//! The transmission phase of one reader's connection: requests in, replies out, one at a time.
+//! The transmission phase of one reader's connection: requests in, replies out.
 //!
-//! A read is answered in structured chunks where the client agreed to them: zero extents of
-//! [`bounds::HOLE_MIN`] and more as holes, the rest in pieces of [`bounds::READ_PIECE`]. Simple replies,
-//! and reads with DF, carry no error after their head and so are read whole first.
+//! Requests are read as many at a time as the socket has, and replies are sent several at a time. While the device answers
+//! at once (what is read lies in memory), one thread does all of it, which costs the least. When reads take longer
+//! than [`bounds::READ_SLOW`] on average, up to [`bounds::WORKERS_MAX`] threads do: each takes the next request, lets
+//! another one wait for the one after it, and replies when it is ready. So many reads are under way at the disk, and
+//! a large one does not hold up a small one. Replies then come in any order, chunks of several among each other.
 //!
 //! Invariant: whatever the client sends, the connection either stays in step (every request got
-//! its one reply) or ends.
+//! its one reply) or ends. A client that takes no replies holds up nobody but itself.
+//! Memory: [`bounds::READ_PIECE`] and some for each thread, and one reply that must be read whole.
 
-use std::io;
+use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::Scope;
+use std::time::Instant;
 
+use super::answer::{Asked, Outbox, answer};
 use super::bounds;
 use super::error::NbdError;
-use super::export::{Export, Extent, ExtentKind};
+use super::export::Export;
 use super::handshake::Agreed;
-use super::proto::{ChunkHead, Request, SimpleReply, allocation, chunk, cmd, errno};
-use super::stream::{Stream, drain, read_full_or_end, write_both};
-
-const REPLYING: &str = "replying to a client";
+use super::proto::{Request, cmd};
+use super::stream::{Stream, drain};
 
 /// Serves one client until it leaves (`Ok`) or the connection ends otherwise.
 pub(crate) fn serve_requests<S: Stream>(
@@ -24,401 +30,366 @@ pub(crate) fn serve_requests<S: Stream>(
     device: &dyn Export,
     agreed: &Agreed,
 ) -> Result<(), NbdError> {
-    let mut session = Session {
-        stream,
-        device,
-        size: device.size(),
-        structured: agreed.structured,
-        allocation: agreed.allocation,
-        buffer: Vec::new(),
+    let second = stream
+        .second()
+        .map_err(NbdError::io("sharing a connection"))?;
+    let session = Session {
+        asked: Asked {
+            device,
+            size: device.size(),
+            structured: agreed.structured,
+            allocation: agreed.allocation,
+        },
+        incoming: Mutex::new(Incoming::new(stream)),
+        outgoing: Mutex::new(second),
+        large: Mutex::default(),
+        pace: Pace::default(),
     };
-    while let Some(request) = session.receive()? {
-        if request.command == cmd::DISC {
-            break;
-        }
-        session.answer(&request)?;
-        session.shrink();
-    }
-    Ok(())
+    std::thread::scope(|scope| {
+        let mut helpers = Vec::new();
+        let done = session.work(|| session.help(scope, &mut helpers));
+        let helped = helpers.into_iter().map(|helper| helper.join());
+        // A helper that panicked has said so; its request got no reply, so the connection has ended.
+        let helped: Vec<_> = helped.filter_map(Result::ok).collect();
+        helped.into_iter().fold(done, Result::and)
+    })
 }
 
-struct Session<'a, S> {
-    stream: &'a mut S,
-    device: &'a dyn Export,
-    size: u64,
-    structured: bool,
-    allocation: bool,
-    /// What is read from the device; kept between requests.
-    buffer: Vec<u8>,
+struct Session<'a, R, W> {
+    asked: Asked<'a>,
+    /// Held by who waits for the next requests.
+    incoming: Mutex<Incoming<R>>,
+    /// Held by who sends.
+    outgoing: Mutex<W>,
+    /// Held by who has an exceptionally large reply in the making.
+    large: Mutex<()>,
+    pace: Pace,
 }
 
-impl<S: Stream> Session<'_, S> {
-    fn receive(&mut self) -> Result<Option<Request>, NbdError> {
-        let mut head = [0; Request::SIZE];
-        let more = read_full_or_end(self.stream, &mut head);
-        if !more.map_err(NbdError::io("waiting for a request"))? {
-            return Ok(None);
-        }
-        Request::decode(&head).map(Some)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    fn answer(&mut self, request: &Request) -> Result<(), NbdError> {
-        match request.command {
-            cmd::READ => self.read(request),
-            cmd::BLOCK_STATUS => self.block_status(request),
-            cmd::WRITE => {
-                if request.len > bounds::REQUEST_MAX {
-                    let found = format!("a write of {} bytes", request.len);
-                    return Err(NbdError::protocol("reading a request", found));
+type Helpers<'scope> = Vec<std::thread::ScopedJoinHandle<'scope, Result<(), NbdError>>>;
+
+impl<R: Read + Send, W: Stream> Session<'_, R, W> {
+    /// Starts the threads that help when reads are slow, once.
+    fn help<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, helpers: &mut Helpers<'scope>) {
+        while helpers.len() + 1 < bounds::WORKERS_MAX {
+            let thread = std::thread::Builder::new().name("nbd-read".into());
+            match thread.spawn_scoped(scope, || self.work(|| ())) {
+                Ok(helper) => helpers.push(helper),
+                Err(error) => {
+                    tracing::warn!(%error, "a view is read with fewer threads");
+                    break;
                 }
-                let payload = u64::from(request.len);
-                drain(self.stream, payload).map_err(NbdError::io("dropping a write's payload"))?;
-                self.finish(request, errno::EPERM)
             }
-            cmd::TRIM | cmd::WRITE_ZEROES => self.finish(request, errno::EPERM),
-            cmd::FLUSH => self.finish(request, 0),
-            cmd::CACHE if request.is_within(self.size) => self.finish(request, 0),
-            _ => self.finish(request, errno::EINVAL),
         }
     }
 
-    /// Checks the range and flags of a request that is answered with data.
-    fn fault(&self, request: &Request, flags: u16) -> Option<u32> {
-        let is_good = request.len > 0
-            && request.is_within(self.size)
-            && request.flags & !(flags | cmd::FLAG_FUA) == 0;
-        if is_good { None } else { Some(errno::EINVAL) }
-    }
-
-    fn read(&mut self, request: &Request) -> Result<(), NbdError> {
-        let df = if self.structured { cmd::FLAG_DF } else { 0 };
-        if let Some(fault) = self.fault(request, df) {
-            return self.fail(request, fault);
-        }
-        if request.len > bounds::REQUEST_MAX {
-            return self.fail(request, errno::EOVERFLOW);
-        }
-        match (self.structured, request.flags & df != 0) {
-            (false, _) => self.read_simple(request),
-            (true, true) => self.read_unfragmented(request),
-            (true, false) => self.read_in_chunks(request),
-        }
-    }
-
-    fn read_simple(&mut self, request: &Request) -> Result<(), NbdError> {
-        if let Err(error) = self.load(request.offset, request.len as usize) {
-            return self.fail_read(request, &error);
-        }
-        let head = SimpleReply {
-            error: 0,
-            cookie: request.cookie,
+    /// Takes requests and answers them until the client leaves; `on_slow` is called whenever reads are slow.
+    fn work(&self, mut on_slow: impl FnMut()) -> Result<(), NbdError> {
+        let mut out = Out {
+            bytes: Vec::new(),
+            used: 0,
+            outgoing: &self.outgoing,
         };
-        write_both(self.stream, &head.encode(), &self.buffer).map_err(NbdError::io(REPLYING))
-    }
-
-    fn read_unfragmented(&mut self, request: &Request) -> Result<(), NbdError> {
-        if let Err(error) = self.load(request.offset, request.len as usize) {
-            return self.fail_read(request, &error);
+        let done = self.work_with(&mut out, &mut on_slow);
+        if done.is_err() {
+            // Nobody is to wait for a request on a connection that is not in step.
+            let _ = lock(&self.outgoing).shut();
         }
-        self.send_data(request, request.offset, true)
+        done
     }
 
-    fn read_in_chunks(&mut self, request: &Request) -> Result<(), NbdError> {
-        let len = u64::from(request.len);
-        let extents = if len < bounds::HOLE_MIN {
-            Vec::new()
-        } else {
-            // Without extents everything is data: a device that is broken says so when it is read.
-            self.device.extents(request.offset, len).unwrap_or_default()
-        };
-        let plan = plan_pieces(&extents, request.offset, len);
-        let end = request.offset + len;
-        for piece in plan {
-            let is_last = piece.offset + piece.len == end;
-            if piece.kind == ExtentKind::Zero {
-                self.send_hole(request, &piece, is_last)?;
-                continue;
+    fn work_with(&self, out: &mut Out<'_, W>, on_slow: &mut impl FnMut()) -> Result<(), NbdError> {
+        let mut batch = Vec::with_capacity(bounds::BATCH_MAX);
+        loop {
+            let mut incoming = lock(&self.incoming);
+            let slow = self.pace.is_slow();
+            let most = if slow { 1 } else { bounds::BATCH_MAX };
+            incoming.take(&mut batch, most)?;
+            if batch.is_empty() {
+                return Ok(());
             }
-            if let Err(error) = self.load(piece.offset, piece.len as usize) {
-                return self.fail_read(request, &error);
+            if slow {
+                drop(incoming);
+                on_slow();
+                self.answer_all(&batch, out)?;
+            } else {
+                self.answer_all(&batch, out)?;
+                drop(incoming);
             }
-            self.send_data(request, piece.offset, is_last)?;
+        }
+    }
+
+    fn answer_all(&self, batch: &[Request], out: &mut Out<'_, W>) -> Result<(), NbdError> {
+        let begin = Instant::now();
+        for request in batch {
+            let is_large = request.command == cmd::READ && request.len > bounds::READ_PIECE as u32;
+            let _turn = is_large.then(|| lock(&self.large));
+            answer(self.asked, request, out)?;
+            if out.used >= bounds::REPLIES_TOGETHER {
+                out.send()?;
+            }
+        }
+        self.pace.note(begin, batch.len());
+        out.send()?;
+        out.shrink();
+        Ok(())
+    }
+}
+
+/// How long a read takes, on average over the last ones.
+#[derive(Debug, Default)]
+struct Pace {
+    average_ns: AtomicU64,
+}
+
+impl Pace {
+    fn note(&self, begin: Instant, requests: usize) {
+        let each = begin.elapsed().as_nanos() / requests.max(1) as u128;
+        let each = u64::try_from(each).unwrap_or(u64::MAX / 8);
+        // Another thread's may be lost in between: it is an average.
+        let before = self.average_ns.load(Ordering::Relaxed);
+        let after = before - before / 8 + each / 8;
+        self.average_ns.store(after, Ordering::Relaxed);
+    }
+
+    fn is_slow(&self) -> bool {
+        u128::from(self.average_ns.load(Ordering::Relaxed)) > bounds::READ_SLOW.as_nanos()
+    }
+}
+
+/// Requests as they come.
+struct Incoming<R> {
+    stream: R,
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// The client has left, or has sent what is no request.
+    ended: bool,
+}
+
+impl<R: Read> Incoming<R> {
+    fn new(stream: R) -> Self {
+        Incoming {
+            stream,
+            bytes: vec![0; bounds::BATCH_MAX * Request::SIZE],
+            start: 0,
+            end: 0,
+            ended: false,
+        }
+    }
+
+    /// Waits for a request, and takes it and those that have come with it, `most` at most; none when the client has left.
+    fn take(&mut self, batch: &mut Vec<Request>, most: usize) -> Result<(), NbdError> {
+        batch.clear();
+        while !self.ended && batch.len() < most {
+            let taken = self.next(batch.is_empty());
+            let Some(request) = taken.inspect_err(|_| self.ended = true)? else {
+                break;
+            };
+            if request.command == cmd::DISC {
+                self.ended = true;
+                break;
+            }
+            batch.push(request);
         }
         Ok(())
     }
 
-    /// Reads `len` bytes of the device into the buffer, which is then as long as that.
-    fn load(&mut self, offset: u64, len: usize) -> io::Result<()> {
-        self.buffer.resize(len, 0);
-        self.device.read_at(&mut self.buffer, offset)
-    }
-
-    fn send_data(&mut self, request: &Request, offset: u64, done: bool) -> Result<(), NbdError> {
-        let len = self.buffer.len() as u32 + 8;
-        let mut head = chunk_head(request, chunk::OFFSET_DATA, done, len);
-        head.extend_from_slice(&offset.to_be_bytes());
-        write_both(self.stream, &head, &self.buffer).map_err(NbdError::io(REPLYING))
-    }
-
-    fn send_hole(&mut self, request: &Request, hole: &Part, done: bool) -> Result<(), NbdError> {
-        let mut head = chunk_head(request, chunk::OFFSET_HOLE, done, 12);
-        head.extend_from_slice(&hole.offset.to_be_bytes());
-        head.extend_from_slice(&(hole.len as u32).to_be_bytes());
-        self.send(&head)
-    }
-
-    fn block_status(&mut self, request: &Request) -> Result<(), NbdError> {
-        if let Some(fault) = self.fault(request, cmd::FLAG_REQ_ONE) {
-            return self.fail(request, fault);
+    /// Takes the next request; where none may be waited for, only one that has come as a whole.
+    fn next(&mut self, wait: bool) -> Result<Option<Request>, NbdError> {
+        loop {
+            let there = self.bytes.get(self.start..self.end).unwrap_or_default();
+            if let Some(head) = there.first_chunk::<{ Request::SIZE }>() {
+                let request = Request::decode(head)?;
+                if request.command == cmd::WRITE && !wait {
+                    // What is behind it may have to be waited for.
+                    return Ok(None);
+                }
+                self.start += Request::SIZE;
+                self.drop_payload(&request)?;
+                return Ok(Some(request));
+            }
+            if !wait {
+                return Ok(None);
+            }
+            if !self.fill().map_err(NbdError::io("waiting for a request"))? {
+                self.ended = true;
+                return Ok(None);
+            }
         }
-        if !self.allocation {
-            return self.fail(request, errno::EINVAL);
-        }
-        let len = u64::from(request.len);
-        let extents = match self.device.extents(request.offset, len) {
-            Ok(extents) => extents,
-            Err(error) => return self.fail_read(request, &error),
-        };
-        let most = if request.flags & cmd::FLAG_REQ_ONE != 0 {
-            1
-        } else {
-            bounds::STATUS_EXTENTS
-        };
-        let mut told = to_sectors(&clip(&extents, len), request.offset);
-        told.truncate(most);
-        if told.is_empty() {
-            let error = io::Error::other("the device told of no extent");
-            return self.fail_read(request, &error);
-        }
-        let len = told.len() as u32 * 8 + 4;
-        let mut out = chunk_head(request, chunk::BLOCK_STATUS, true, len);
-        out.extend_from_slice(&allocation::ID.to_be_bytes());
-        for extent in told {
-            let flags = match extent.kind {
-                ExtentKind::Data => 0,
-                ExtentKind::Zero => allocation::HOLE | allocation::ZERO,
-            };
-            out.extend_from_slice(&(extent.len as u32).to_be_bytes());
-            out.extend_from_slice(&flags.to_be_bytes());
-        }
-        self.send(&out)
     }
 
-    fn fail_read(&mut self, request: &Request, error: &io::Error) -> Result<(), NbdError> {
-        let (offset, len) = (request.offset, request.len);
-        tracing::warn!(offset, len, %error, "a view could not be read");
-        self.fail(request, errno::EIO)
-    }
-
-    /// Answers a read or block status with an error, in the shape that was agreed on.
-    fn fail(&mut self, request: &Request, error: u32) -> Result<(), NbdError> {
-        if !self.structured {
-            return self.finish(request, error);
+    /// Reads more; false when the client has left between two requests.
+    fn fill(&mut self) -> io::Result<bool> {
+        self.bytes.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        let room = self.bytes.get_mut(self.end..).unwrap_or_default();
+        loop {
+            match self.stream.read(room) {
+                Ok(0) if self.end == 0 => return Ok(false),
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(more) => {
+                    self.end += more;
+                    return Ok(true);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
-        let mut out = chunk_head(request, chunk::ERROR, true, 6);
-        out.extend_from_slice(&error.to_be_bytes());
-        out.extend_from_slice(&0u16.to_be_bytes());
-        self.send(&out)
     }
 
-    /// Answers with a simple reply that has no data.
-    fn finish(&mut self, request: &Request, error: u32) -> Result<(), NbdError> {
-        let cookie = request.cookie;
-        self.send(&SimpleReply { error, cookie }.encode())
+    /// Drops what a write wanted to write.
+    fn drop_payload(&mut self, request: &Request) -> Result<(), NbdError> {
+        if request.command != cmd::WRITE {
+            return Ok(());
+        }
+        if request.len > bounds::REQUEST_MAX {
+            let found = format!("a write of {} bytes", request.len);
+            return Err(NbdError::protocol("reading a request", found));
+        }
+        let here = (self.end - self.start).min(request.len as usize);
+        self.start += here;
+        let rest = u64::from(request.len) - here as u64;
+        drain(&mut self.stream, rest).map_err(NbdError::io("dropping a write's payload"))
     }
+}
 
-    fn send(&mut self, bytes: &[u8]) -> Result<(), NbdError> {
-        self.stream.write_all(bytes).map_err(NbdError::io(REPLYING))
+/// Replies on their way to the client.
+struct Out<'a, W> {
+    /// As long as was ever needed.
+    bytes: Vec<u8>,
+    used: usize,
+    outgoing: &'a Mutex<W>,
+}
+
+impl<W: Write> Out<'_, W> {
+    fn send(&mut self) -> Result<(), NbdError> {
+        let bytes = self.bytes.get(..self.used).unwrap_or_default();
+        if !bytes.is_empty() {
+            lock(self.outgoing)
+                .write_all(bytes)
+                .map_err(NbdError::io("replying to a client"))?;
+        }
+        self.used = 0;
+        Ok(())
     }
 
     /// Gives back what an exceptionally large read needed.
     fn shrink(&mut self) {
-        if self.buffer.capacity() > bounds::READ_PIECE {
-            self.buffer.truncate(bounds::READ_PIECE);
-            self.buffer.shrink_to(bounds::READ_PIECE);
+        if self.bytes.len() > bounds::READ_PIECE + bounds::REPLIES_TOGETHER {
+            self.bytes = Vec::new();
         }
     }
 }
 
-fn chunk_head(request: &Request, kind: u16, done: bool, len: u32) -> Vec<u8> {
-    let mut out = Vec::with_capacity(32);
-    let head = ChunkHead {
-        flags: if done { chunk::FLAG_DONE } else { 0 },
-        kind,
-        cookie: request.cookie,
-        len,
-    };
-    head.encode_to(&mut out);
-    out
-}
-
-/// One chunk of a read's reply, by device offset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Part {
-    offset: u64,
-    len: u64,
-    kind: ExtentKind,
-}
-
-/// Plans the chunks that answer a read: they cover exactly `[offset, offset + len)`, in order.
-fn plan_pieces(extents: &[Extent], offset: u64, len: u64) -> Vec<Part> {
-    let mut merged = Vec::new();
-    let mut covered = 0;
-    for extent in clip(extents, len) {
-        let kind = if extent.len < bounds::HOLE_MIN {
-            ExtentKind::Data
-        } else {
-            extent.kind
-        };
-        Extent::push_merged(&mut merged, extent.len, kind);
-        covered += extent.len;
-    }
-    Extent::push_merged(&mut merged, len - covered, ExtentKind::Data);
-
-    let mut plan = Vec::new();
-    let mut at = offset;
-    for Extent {
-        len: mut left,
-        kind,
-    } in merged
-    {
-        while left > 0 {
-            let len = match kind {
-                ExtentKind::Data => left.min(bounds::READ_PIECE as u64),
-                ExtentKind::Zero => left,
-            };
-            plan.push(Part {
-                offset: at,
-                len,
-                kind,
-            });
-            at += len;
-            left -= len;
+impl<W: Write> Outbox for Out<'_, W> {
+    fn room(&mut self, len: usize) -> Result<&mut [u8], NbdError> {
+        if self.used > 0 && self.used + len > bounds::READ_PIECE {
+            self.send()?;
         }
-    }
-    plan
-}
-
-/// Cuts extents to `len` bytes, merged, without the empty ones.
-fn clip(extents: &[Extent], len: u64) -> Vec<Extent> {
-    let mut clipped = Vec::new();
-    let mut left = len;
-    for extent in extents {
-        let part = extent.len.min(left);
-        Extent::push_merged(&mut clipped, part, extent.kind);
-        left -= part;
-    }
-    clipped
-}
-
-/// Moves boundaries inside the extents, which begin at byte `offset`, to sectors: zeroes shrink.
-///
-/// qemu-img counts block status in sectors and rounds up: data in a sector that begins as zeroes
-/// would be lost in its copy.
-fn to_sectors(extents: &[Extent], offset: u64) -> Vec<Extent> {
-    let end = extents.iter().fold(offset, |at, extent| at + extent.len);
-    let mut moved = Vec::new();
-    let (mut start, mut told) = (offset, offset);
-    for extent in extents {
-        let stop = start + extent.len;
-        if extent.kind == ExtentKind::Zero {
-            let from = if start == offset {
-                start
-            } else {
-                start.next_multiple_of(bounds::SECTOR)
-            };
-            let to = if stop == end {
-                stop
-            } else {
-                stop - stop % bounds::SECTOR
-            };
-            if from < to {
-                Extent::push_merged(&mut moved, from - told, ExtentKind::Data);
-                Extent::push_merged(&mut moved, to - from, ExtentKind::Zero);
-                told = to;
-            }
+        let end = self.used + len;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
         }
-        start = stop;
+        Ok(self.bytes.get_mut(self.used..end).unwrap_or_default())
     }
-    Extent::push_merged(&mut moved, end - told, ExtentKind::Data);
-    moved
+
+    fn keep(&mut self, len: usize) {
+        self.used += len;
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ExtentKind::{Data, Zero};
 
-    fn extents(list: &[(u64, ExtentKind)]) -> Vec<Extent> {
-        let make = |&(len, kind)| Extent { len, kind };
-        list.iter().map(make).collect()
+    fn request(command: u16, cookie: u64, len: u32) -> Vec<u8> {
+        let mut out = Vec::new();
+        Request {
+            flags: 0,
+            command,
+            cookie,
+            offset: 0,
+            len,
+        }
+        .encode_to(&mut out);
+        out
     }
 
-    #[test]
-    fn a_plan_covers_the_read_whatever_the_extents_say() {
-        let piece = bounds::READ_PIECE as u64;
-        type Row<'a> = (&'a [(u64, ExtentKind)], u64, usize);
-        let tables: &[Row<'_>] = &[
-            (&[], 100, 1),
-            (&[(100, Zero)], 100, 1),
-            (&[(4096, Zero), (4096, Data), (u64::MAX, Zero)], 16384, 3),
-            (&[(4096, Data), (512, Zero), (3584, Data)], 8192, 1),
-            (&[(10, Data), (0, Zero)], 8192, 1),
-            (&[(3 * piece, Data)], 2 * piece + 1, 3),
-            (&[(8 * piece, Zero)], 8 * piece, 1),
-        ];
-        for (list, len, count) in tables {
-            let plan = plan_pieces(&extents(list), 1000, *len);
-            assert_eq!(plan.len(), *count, "{list:?}");
-            let mut at = 1000;
-            for part in plan {
-                assert_eq!(part.offset, at);
-                assert!(part.len > 0 && (part.kind == Zero || part.len <= piece));
-                at += part.len;
-            }
-            assert_eq!(at, 1000 + len, "{list:?}");
+    /// Gives what it has in pieces of these lengths.
+    struct Pieces(Vec<Vec<u8>>);
+
+    impl Read for Pieces {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let Some(piece) = self.0.first_mut() else {
+                return Ok(0);
+            };
+            let len = piece.len().min(buf.len());
+            buf[..len].copy_from_slice(&piece[..len]);
+            piece.drain(..len);
+            self.0.retain(|piece| !piece.is_empty());
+            Ok(len)
         }
     }
 
-    #[test]
-    fn extents_are_cut_to_the_request() {
-        let all = extents(&[(10, Data), (10, Data), (0, Zero), (10, Zero), (99, Data)]);
-        let cut = extents(&[(20, Data), (10, Zero), (5, Data)]);
-        assert_eq!(clip(&all, 35), cut);
-        assert_eq!(clip(&all, 12), extents(&[(12, Data)]));
-        assert!(clip(&[], 12).is_empty());
+    fn cookies(incoming: &mut Incoming<Pieces>, most: usize) -> Vec<u64> {
+        let mut batch = Vec::new();
+        incoming.take(&mut batch, most).unwrap();
+        batch.iter().map(|request| request.cookie).collect()
     }
 
     #[test]
-    fn zeroes_shrink_to_whole_sectors() {
-        type Row<'a> = (u64, &'a [(u64, ExtentKind)], &'a [(u64, ExtentKind)]);
-        let tables: &[Row<'_>] = &[
-            (0, &[(100, Zero), (412, Data)], &[(512, Data)]),
-            (
-                0,
-                &[(600, Data), (1000, Zero), (400, Data)],
-                &[(1024, Data), (512, Zero), (464, Data)],
-            ),
-            (0, &[(600, Data), (300, Zero)], &[(900, Data)]),
-            (
-                0,
-                &[(1024, Data), (300, Zero)],
-                &[(1024, Data), (300, Zero)],
-            ),
-            (700, &[(10, Zero)], &[(10, Zero)]),
-            (
-                700,
-                &[(400, Zero), (100, Data)],
-                &[(324, Zero), (176, Data)],
-            ),
-            (
-                0,
-                &[(513, Zero), (1, Data), (510, Zero)],
-                &[(512, Zero), (512, Data)],
-            ),
+    fn what_has_come_is_taken_together_and_nothing_is_waited_for_behind_it() {
+        let three: Vec<u8> = (1..4).flat_map(|n| request(cmd::READ, n, 1)).collect();
+        let (front, back) = three.split_at(70);
+        let write = [request(cmd::WRITE, 5, 100), vec![7; 40]].concat();
+        let rest = [
+            vec![7; 60],
+            request(cmd::FLUSH, 6, 0),
+            request(cmd::DISC, 0, 0),
+        ]
+        .concat();
+        let pieces = [
+            front.to_vec(),
+            back.to_vec(),
+            [request(cmd::READ, 4, 1), write].concat(),
+            rest,
+            request(cmd::READ, 7, 1),
         ];
-        for (offset, given, wanted) in tables {
-            assert_eq!(to_sectors(&extents(given), *offset), extents(wanted));
-        }
+        let mut incoming = Incoming::new(Pieces(pieces.to_vec()));
+        assert_eq!(cookies(&mut incoming, 9), [1, 2]);
+        assert_eq!(cookies(&mut incoming, 9), [3]);
+        assert_eq!(cookies(&mut incoming, 9), [4], "not the write's payload");
+        assert_eq!(cookies(&mut incoming, 9), [5]);
+        assert_eq!(cookies(&mut incoming, 9), [6]);
+        assert!(cookies(&mut incoming, 9).is_empty(), "it has left");
+        assert!(incoming.ended);
+    }
+
+    #[test]
+    fn no_more_are_taken_than_are_wanted_and_half_a_request_is_no_end() {
+        let five: Vec<u8> = (1..6).flat_map(|n| request(cmd::READ, n, 1)).collect();
+        let mut incoming = Incoming::new(Pieces(vec![five[..130].to_vec()]));
+        assert_eq!(cookies(&mut incoming, 1), [1]);
+        assert_eq!(cookies(&mut incoming, 2), [2, 3]);
+        assert_eq!(cookies(&mut incoming, 9), [4]);
+        let mut batch = Vec::new();
+        assert!(incoming.take(&mut batch, 9).is_err());
+        assert!(incoming.ended, "nobody else is to go on with it");
+    }
+
+    #[test]
+    fn the_pace_follows_what_reads_take() {
+        let pace = Pace::default();
+        let ago = |times: u32| Instant::now() - bounds::READ_SLOW * times;
+        assert!(!pace.is_slow());
+        (0..40).for_each(|_| pace.note(ago(40), 10));
+        assert!(pace.is_slow());
+        (0..40).for_each(|_| pace.note(Instant::now(), 1));
+        assert!(!pace.is_slow());
     }
 }

@@ -87,7 +87,7 @@ impl Export for Device {
         Ok(())
     }
 
-    fn extents(&self, offset: u64, len: u64) -> io::Result<Vec<Extent>> {
+    fn extents(&self, offset: u64, len: u64, most: usize) -> io::Result<Vec<Extent>> {
         let mut found = Vec::new();
         let mut start = 0;
         for extent in &self.extents {
@@ -98,6 +98,7 @@ impl Export for Device {
             }
             start = end;
         }
+        found.truncate(most);
         Ok(found)
     }
 }

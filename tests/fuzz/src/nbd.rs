@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use qemu_hook::nbd::server::serve_stream;
@@ -40,7 +40,7 @@ impl Export for Device {
         Ok(())
     }
 
-    fn extents(&self, offset: u64, len: u64) -> io::Result<Vec<Extent>> {
+    fn extents(&self, offset: u64, len: u64, _: usize) -> io::Result<Vec<Extent>> {
         assert!(offset + len <= SIZE, "asked beyond the end");
         let mut extents: Vec<Extent> = Vec::new();
         for at in (offset..offset + len).step_by(512) {
@@ -66,7 +66,7 @@ fn is_hole(at: u64) -> bool {
 /// A client that has said everything already.
 struct Said<'a> {
     left: &'a [u8],
-    answers: Vec<u8>,
+    answers: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Read for Said<'_> {
@@ -77,10 +77,11 @@ impl Read for Said<'_> {
 
 impl Write for Said<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if self.answers.len() > ANSWERS_MAX {
+        let mut answers = self.answers.lock().expect("nobody panics with it");
+        if answers.len() > ANSWERS_MAX {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        self.answers.write(buf)
+        answers.write(buf)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -96,6 +97,13 @@ impl Stream for Said<'_> {
     fn shut(&self) -> io::Result<()> {
         Ok(())
     }
+
+    fn second(&self) -> io::Result<Self> {
+        Ok(Said {
+            left: self.left,
+            answers: Arc::clone(&self.answers),
+        })
+    }
 }
 
 fn serve(said: &[u8]) -> Vec<u8> {
@@ -103,13 +111,15 @@ fn serve(said: &[u8]) -> Vec<u8> {
     exports
         .insert("vda", "a disk", Arc::new(Device))
         .expect("a name that is good");
+    let answers = Arc::default();
     let mut client = Said {
         left: said,
-        answers: Vec::new(),
+        answers: Arc::clone(&answers),
     };
     // How it ends is the client's affair.
     let _ = serve_stream(&mut client, &exports);
-    client.answers
+    let mut answers = answers.lock().expect("nobody panics with it");
+    std::mem::take(&mut *answers)
 }
 
 /// Everything a client says to the server of views, from its first byte.

@@ -46,9 +46,9 @@ impl Export for VolumeExport {
         })
     }
 
-    fn extents(&self, offset: u64, len: u64) -> io::Result<Vec<Extent>> {
+    fn extents(&self, offset: u64, len: u64, most: usize) -> io::Result<Vec<Extent>> {
         let mut merged = Vec::new();
-        for extent in self.view.extents(self.volume, offset, len)? {
+        for extent in self.view.first_extents(self.volume, offset, len, most)? {
             let kind = if extent.zero {
                 ExtentKind::Zero
             } else {

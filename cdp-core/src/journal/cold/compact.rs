@@ -154,14 +154,12 @@ impl Work {
     fn write(&mut self, shared: &Shared, control: Control<'_>) -> Result<Option<Compacted>> {
         let (mut data, mut others) = (Vec::new(), Vec::new());
         for (source, (segment, file)) in self.sources.iter().enumerate() {
-            segment.for_each_data(&**file, |record| {
-                data.push(Sourced {
-                    record: *record,
-                    source,
-                });
-            })?;
-            segment.for_each_other(&**file, |record| {
-                others.push(Sourced {
+            segment.for_each(&**file, |record| {
+                let list = match record.kind.is_data() {
+                    true => &mut data,
+                    false => &mut others,
+                };
+                list.push(Sourced {
                     record: *record,
                     source,
                 });
