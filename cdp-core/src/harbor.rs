@@ -6,15 +6,17 @@
 //! Invariant: one process at a time has a harbor open, by a lock on a file in it, until the last
 //! handle, recorder and seed is dropped.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base::{BasePoint, SeedWriter};
+use crate::base::{self, BasePoint, Merged, Progress, SeedWriter};
 use crate::clock::Timestamp;
 use crate::error::{HarborError, JournalError, Result};
 use crate::machine::{MachineDescription, VolumeId};
 use crate::point::{Gap, Point, PointId, Seq, XmlVersion};
+use crate::qcow2::Clusters;
 use crate::recorder::Recorder;
 use crate::storage::RealStorage;
 use crate::view::image::{self, Plan};
@@ -24,6 +26,7 @@ use crate::view::{LatestImage, View};
 mod options;
 pub(crate) mod report;
 
+mod layers;
 mod layout;
 mod marks;
 pub(crate) mod pace;
@@ -265,6 +268,46 @@ impl Harbor {
     /// [`HarborError::Busy`]; no such volume; the storage failed.
     pub fn seed(&self, volume: VolumeId) -> Result<SeedWriter> {
         SeedWriter::start(Arc::clone(&self.shared), volume)
+    }
+
+    /// Builds a layer of every volume that the machine had at a point, of what changed since its newest one, and returns
+    /// those that were made. A volume that has one of that point keeps it: so what was called off can be gone on with.
+    ///
+    /// `control` is told of each piece that was read or written, and may slow the work down, or call it off.
+    ///
+    /// # Errors
+    /// [`HarborError::NoSuchPoint`]; [`HarborError::BehindBase`]; [`HarborError::TooManyLayers`]; [`HarborError::Busy`];
+    /// [`HarborError::Cancelled`]; records are missing or damaged; the storage failed.
+    pub fn build_base(
+        &self,
+        point: PointId,
+        control: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Vec<BasePoint>> {
+        let point = self.point(point).ok_or(HarborError::NoSuchPoint(point))?;
+        base::build::build(&self.shared, &point, control)
+    }
+
+    /// Merges the layers of every volume until it has at most [`LAYERS_MAX`](crate::bounds::LAYERS_MAX), and finishes
+    /// what a crash left of an earlier merging. No point before record `first_kept` is kept, locked or viewed: those
+    /// may not be offered any more afterwards. Increments that become one are written as `clusters` says.
+    ///
+    /// `control` as in [`build_base`](Self::build_base).
+    ///
+    /// # Errors
+    /// [`HarborError::Busy`]; [`HarborError::Cancelled`]; a layer is damaged; the storage failed.
+    pub fn merge_bases(
+        &self,
+        first_kept: Seq,
+        clusters: Clusters,
+        control: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Vec<Merged>> {
+        base::merge::merge(&self.shared, first_kept, clusters, control)
+    }
+
+    /// Returns the merges that were begun and not finished: the volume, and the record of the layer that is to be its
+    /// oldest. The next merging finishes them; until then a volume has no points before that record.
+    pub fn unfinished_merges(&self) -> Vec<(VolumeId, Seq)> {
+        self.shared.unfinished_merges()
     }
 
     /// Opens a view of the machine at a point: the volumes that were there, each as large as it was.

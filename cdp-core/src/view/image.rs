@@ -20,7 +20,7 @@ use crate::harbor::shared::Shared;
 use crate::journal::segment::Segment;
 use crate::machine::VolumeId;
 use crate::point::Seq;
-use crate::qcow2::Qcow2Reader;
+use crate::qcow2::Chain;
 use crate::storage::StorageFile;
 
 /// What an image is to be made of.
@@ -29,7 +29,7 @@ pub(crate) struct Plan {
     pub(crate) volume: VolumeId,
     pub(crate) size: u64,
     /// What lies underneath; zeros if none.
-    pub(crate) base: Option<Arc<Qcow2Reader>>,
+    pub(crate) base: Option<Arc<Chain>>,
     /// The last record that is underneath already.
     pub(crate) after: Seq,
 }
@@ -39,7 +39,7 @@ pub(crate) struct Plan {
 pub(crate) struct Image {
     volume: VolumeId,
     size: u64,
-    base: Option<Arc<Qcow2Reader>>,
+    base: Option<Arc<Chain>>,
     spans: Vec<Span>,
     records: Vec<Placed>,
     /// A bit for each record whose payload was found right.
