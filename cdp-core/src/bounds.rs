@@ -112,7 +112,7 @@ pub const UNPACKED_KEPT_MAX: usize = 16;
 /// Level of compression of a cold layer's clusters.
 pub const PACK_LEVEL: i32 = 3;
 /// Bytes of compressed clusters that are placed behind each other.
-pub const PACK_EXTENT: usize = 1024 * 1024;
+pub const PACK_EXTENT: usize = 256 * 1024;
 /// Part of a volume of which the clusters that were written are gathered at a time, one bit each.
 pub const BUILD_SPAN: u64 = 1 << 40;
 /// A layer in the making is synced whenever so much was written, so that its end does not hold up others' syncs.
