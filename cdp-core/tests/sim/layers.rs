@@ -19,18 +19,20 @@ impl World {
         Ok(layers.iter().map(|layer| layer.seq.0).collect())
     }
 
-    /// Builds the layers of one of the last points.
+    /// Builds the layers of some of the last points, one after the other.
     pub(crate) fn build_layers(&mut self) -> Step {
+        let count = self.history.points().len();
+        let first = count.saturating_sub(1 + self.chance.below(7) as usize);
+        for at in first..count {
+            self.build_layer(at)?;
+        }
+        Ok(())
+    }
+
+    /// Builds the layers of one point.
+    fn build_layer(&mut self, at: usize) -> Step {
         let points = self.history.points();
-        let back = self
-            .chance
-            .below(4)
-            .min(points.len().saturating_sub(1) as u64) as usize;
-        let Some(point) = points
-            .len()
-            .checked_sub(1 + back)
-            .and_then(|at| points.get(at))
-        else {
+        let Some(point) = points.get(at) else {
             return Ok(());
         };
         let Told::Point { id, .. } = point.told else {
