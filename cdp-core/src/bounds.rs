@@ -130,8 +130,31 @@ pub const VOLUMES_MAX: usize = 1024;
 pub const RESYNC_PIECE: usize = 256 * 1024;
 /// As [`RESYNC_PIECE`], for zeros, which need no memory.
 pub const RESYNC_ZERO_PIECE: u64 = 1 << 30;
-/// Unit in which an export reads and writes.
+/// Unit in which an export reads and writes, and a base point is built and merged.
 pub const COPY_PIECE: usize = 1024 * 1024;
+
+/// Most layers of a volume that merging leaves.
+pub const LAYERS_MAX: usize = 8;
+/// Most layers that are followed, each to the one below; where merging is behind, there are more than it leaves.
+pub const CHAIN_MAX: usize = 64;
+/// Longest name of the layer below that is taken.
+pub const BACKING_NAME_MAX: usize = 255;
+/// Memory for the tables of an open chain of layers.
+pub const TABLES_KEPT_MAX: usize = 16 * 1024 * 1024;
+/// A table is read and kept in slices of this length; one stands for 32 MiB of the volume.
+pub const TABLE_SLICE: usize = 4096;
+/// Most compressed clusters of an open chain that are kept as they read.
+pub const UNPACKED_KEPT_MAX: usize = 16;
+/// Level of compression of a cold layer's clusters.
+pub const PACK_LEVEL: i32 = 3;
+/// Bytes of compressed clusters that are placed behind each other.
+pub const PACK_EXTENT: usize = 256 * 1024;
+/// Part of a volume of which the clusters that were written are gathered at a time, one bit each.
+pub const BUILD_SPAN: u64 = 1 << 40;
+/// A layer in the making is synced whenever so much was written, so that its end does not hold up others' syncs.
+pub const LAYER_SYNC: u64 = 64 * 1024 * 1024;
+/// Most tables of an image that are changed in memory before they are written.
+pub const UPDATED_TABLES_MAX: usize = 16;
 
 const _: () = {
     assert!(BLOCK.is_multiple_of(SECTOR));
@@ -143,6 +166,10 @@ const _: () = {
     assert!(COPY_PIECE.is_multiple_of(CLUSTER));
     assert!(SEGMENT_RECORDS_MAX as u64 <= COLD_RECORDS_MAX);
     assert!(COLD_BLOCK.is_multiple_of(SECTOR) && COLD_CACHE_MAX >= COLD_BLOCK);
+    assert!(PACK_EXTENT.is_multiple_of(CLUSTER));
+    assert!(CLUSTER.is_multiple_of(TABLE_SLICE));
+    assert!(LAYERS_MAX >= 2 && LAYERS_MAX < CHAIN_MAX);
+    assert!(BUILD_SPAN.is_multiple_of(CLUSTER as u64));
     assert!(RESYNC_PIECE.is_multiple_of(CLUSTER));
     assert!(REQUEST_MAX <= u32::MAX as usize);
     assert!(FRAME_LEN_MAX <= u32::MAX as usize);

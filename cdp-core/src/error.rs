@@ -118,6 +118,26 @@ pub enum HarborError {
     /// The volume has no base point yet.
     #[error("volume {0} has no base point yet")]
     NotSeeded(VolumeId),
+    /// A base point is to be built that would lie before the newest one.
+    #[error(
+        "recovery point {point} lies before record {newest}, of which volume {volume} has a base point already"
+    )]
+    BehindBase {
+        /// The recovery point.
+        point: PointId,
+        /// The volume.
+        volume: VolumeId,
+        /// The record of its newest base point.
+        newest: Seq,
+    },
+    /// No further layer may be laid over a volume.
+    #[error("volume {volume} has {layers} layers already: merge them first")]
+    TooManyLayers {
+        /// The volume.
+        volume: VolumeId,
+        /// Its layers.
+        layers: usize,
+    },
     /// A range does not lie within the volume.
     #[error("{len} bytes at {offset} are not within the {size} bytes of volume {volume}")]
     OutOfBounds {

@@ -1,4 +1,4 @@
-//! The bytes of a segment, as `FORMAT.md` has them.
+//! The bytes of a segment, and of the hashes beside a layer, as `FORMAT.md` has them.
 //!
 //! Each structure is a chain of [`Field`]s; a test ties every chain to its table in the document.
 //! Encoding cannot fail; decoding takes foreign bytes and says what is [`Broken`] about them.
@@ -10,6 +10,7 @@ mod field;
 mod cold;
 mod footer;
 mod frame;
+mod hashes;
 mod header;
 mod record;
 
@@ -20,6 +21,10 @@ pub use cold::{
 pub use field::Field;
 pub use footer::{FOOTER_FIELDS, FOOTER_LEN, Footer};
 pub use frame::{FRAME_FIELDS, FRAME_HEADER_LEN, FrameHeader, table_len};
+pub use hashes::{
+    HASH_LEN, HASHES_ENTRY_FIELDS, HASHES_ENTRY_LEN, HASHES_FIELDS, HASHES_HEADER_LEN, HashesEntry,
+    HashesHeader,
+};
 pub use header::{HEADER_FIELDS, HEADER_LEN, SegmentHeader};
 pub use record::{Kind, NO_VOLUME, RECORD_FIELDS, RECORD_LEN, Record};
 
@@ -84,13 +89,15 @@ mod tests {
 
     #[test]
     fn the_document_and_the_program_have_the_same_bytes() {
-        let layouts: [(&str, &[Field], usize); 6] = [
+        let layouts: [(&str, &[Field], usize); 8] = [
             ("segment header", HEADER_FIELDS, HEADER_LEN),
             ("frame header", FRAME_FIELDS, FRAME_HEADER_LEN),
             ("record", RECORD_FIELDS, RECORD_LEN),
             ("footer", FOOTER_FIELDS, FOOTER_LEN),
             ("cold header", COLD_HEADER_FIELDS, COLD_END_LEN),
             ("cold footer", COLD_FOOTER_FIELDS, COLD_END_LEN),
+            ("hashes header", HASHES_FIELDS, HASHES_HEADER_LEN),
+            ("hashes entry", HASHES_ENTRY_FIELDS, HASHES_ENTRY_LEN),
         ];
         for (name, fields, len) in layouts {
             let program: Vec<_> = fields

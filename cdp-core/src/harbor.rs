@@ -11,13 +11,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base::{BasePoint, SeedWriter};
+use crate::base::{self, BasePoint, Merged, Progress, SeedWriter};
 use crate::bounds::VIEW_PARTS_MAX;
 use crate::clock::Timestamp;
 use crate::error::{HarborError, JournalError, Result};
 use crate::journal::cold::compact::compact;
 use crate::machine::{MachineDescription, VolumeId};
 use crate::point::{Gap, Point, PointId, Seq, XmlVersion};
+use crate::qcow2::Clusters;
 use crate::recorder::Recorder;
 use crate::storage::RealStorage;
 use crate::view::cache::PartCache;
@@ -28,6 +29,7 @@ use crate::view::{LatestImage, View};
 mod options;
 pub(crate) mod report;
 
+mod layers;
 mod layout;
 mod marks;
 pub(crate) mod pace;
@@ -272,12 +274,52 @@ impl Harbor {
         SeedWriter::start(Arc::clone(&self.shared), volume)
     }
 
+    /// Builds a layer of every volume that the machine had at a point, of what changed since its newest one, and returns
+    /// those that were made. A volume that has one of that point keeps it: so what was called off can be gone on with.
+    ///
+    /// `control` is told of each piece that was read or written, and may slow the work down, or call it off.
+    ///
+    /// # Errors
+    /// [`HarborError::NoSuchPoint`]; [`HarborError::BehindBase`]; [`HarborError::TooManyLayers`]; [`HarborError::Busy`];
+    /// [`HarborError::Cancelled`]; records are missing or damaged; the storage failed.
+    pub fn build_base(
+        &self,
+        point: PointId,
+        control: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Vec<BasePoint>> {
+        let point = self.point(point).ok_or(HarborError::NoSuchPoint(point))?;
+        base::build::build(&self.shared, &point, control)
+    }
+
+    /// Merges the layers of every volume until it has at most [`LAYERS_MAX`](crate::bounds::LAYERS_MAX), and finishes
+    /// what a crash left of an earlier merging. No point before record `first_kept` is kept, locked or viewed: those
+    /// may not be offered any more afterwards. Increments that become one are written as `clusters` says.
+    ///
+    /// `control` as in [`build_base`](Self::build_base).
+    ///
+    /// # Errors
+    /// [`HarborError::Busy`]; [`HarborError::Cancelled`]; a layer is damaged; the storage failed.
+    pub fn merge_bases(
+        &self,
+        first_kept: Seq,
+        clusters: Clusters,
+        control: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Vec<Merged>> {
+        base::merge::merge(&self.shared, first_kept, clusters, control)
+    }
+
+    /// Returns the merges that were begun and not finished: the volume, and the record of the layer that is to be its
+    /// oldest. The next merging finishes them; until then a volume has no points before that record.
+    pub fn unfinished_merges(&self) -> Vec<(VolumeId, Seq)> {
+        self.shared.unfinished_merges()
+    }
+
     /// Makes one cold segment of those behind the newest base points that are worth it, the oldest first; none if
     /// there are none. `control` gets the bytes read since the last call, and ends the work by breaking.
     ///
     /// # Errors
-    /// A source is damaged, and stays as it is; the storage failed;
-    /// [`Cancelled`](HarborError::Cancelled).
+    /// [`HarborError::Busy`] while a layer is built or merged; [`HarborError::Cancelled`]; a source is damaged, and
+    /// stays as it is; the storage failed.
     pub fn compact(
         &self,
         control: &mut dyn FnMut(u64) -> ControlFlow<()>,

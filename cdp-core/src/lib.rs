@@ -5,6 +5,8 @@
 //! - **append a write**: [`Harbor::record`] gives a [`Recorder`]; its [`VolumeRecorder`]s hand out
 //!   buffers, take writes, number them in one sequence over all volumes and journal them.
 //!   [`Recorder::point`] marks a moment; [`Harbor::seed`] writes the base point underneath.
+//! - **keep it small**: [`Harbor::build_base`] writes what changed as a layer, [`Harbor::merge_bases`] makes few layers of
+//!   many.
 //! - **view a machine at a point**: [`Harbor::view`] merges base point and journal into a
 //!   read-only [`View`] of every volume.
 //!
@@ -37,12 +39,13 @@ pub mod view;
 
 pub mod harbor;
 
-pub use base::{BasePoint, SeedWriter};
+pub use base::{BasePoint, Merged, Progress, SeedWriter};
 pub use buffer::IoBuf;
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use error::{HarborError, JournalError, Refused};
 pub use harbor::{AckRule, Compacted, Harbor, Marks, Options, RecoveryReport, Usage, VolumeMarks};
 pub use machine::{MachineDescription, MachineSource, Mode, Plug, VolumeDescription, VolumeId};
 pub use point::{Gap, GapReason, Grade, Point, PointId, Seq, XmlVersion};
+pub use qcow2::Clusters;
 pub use recorder::{Ack, PointUnderWay, Recorder, RecorderStats, VolumeRecorder};
 pub use view::{LatestImage, View, ViewExtent};

@@ -171,6 +171,28 @@ impl VolumeDescription {
         }
     }
 
+    /// Tells whether a layer of the volume as of record `layer` has all that may show at record `seq`: what lay behind its
+    /// end before does not, and shows again where the volume was cut and has grown since.
+    pub(crate) fn layer_suffices(&self, layer: Seq, seq: Seq) -> bool {
+        let size = self.size_at(layer).unwrap_or_default();
+        self.size_at(seq).is_none_or(|later| later <= size) || self.largest_until(layer) <= size
+    }
+
+    /// Tells whether a layer of the volume as of a record lacks what shows at some later one.
+    pub(crate) fn hides_more_after(&self, layer: Seq) -> bool {
+        let size = self.size_at(layer).unwrap_or_default();
+        let later = self.before.iter().filter(|era| era.up_to > layer);
+        let largest = later.map(|era| era.size).chain([self.size]).max();
+        largest > Some(size) && self.largest_until(layer) > size
+    }
+
+    /// Returns the most bytes the volume had up to a record.
+    fn largest_until(&self, seq: Seq) -> u64 {
+        let passed = self.before.iter().filter(|era| era.up_to < seq);
+        let largest = passed.map(|era| era.size).max().unwrap_or_default();
+        largest.max(self.size_at(seq).unwrap_or_default())
+    }
+
     /// Tells whether the machine had the disk when its protection began.
     pub fn is_original(&self) -> bool {
         self.before.first().is_none_or(|era| era.size > 0)

@@ -146,6 +146,16 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
     /// As the operating system says; there may not be enough room.
     fn preallocate(&self, len: u64) -> io::Result<()>;
 
+    /// Lets the storage have the room of `len` bytes at `offset` back, which read as zeros then. The file stays as long
+    /// as it is. A storage that cannot do that leaves it all as it is.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        let _ = (offset, len);
+        Ok(())
+    }
+
     /// Returns the descriptor for writes that are handed to the kernel while others are under way; none if every
     /// write must go through [`write_at`](Self::write_at).
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

@@ -27,6 +27,12 @@ mod golden;
 mod harbors;
 #[path = "core/history.rs"]
 mod history;
+#[path = "core/layers.rs"]
+mod layers;
+#[path = "core/layers_power.rs"]
+mod layers_power;
+#[path = "core/layers_sizes.rs"]
+mod layers_sizes;
 #[path = "core/marks.rs"]
 mod marks;
 #[path = "core/pace.rs"]

@@ -3,15 +3,18 @@
 //! What is read from the disk goes into a `.part` image in order of arrival. At the end the
 //! records of the volume since the seed began are laid over it: the stream wins. A write that came
 //! before the seed began was on the disk before it was recorded, so every read has seen it.
+//! The hashes of its clusters are gathered meanwhile; what was not written at once is hashed at the end.
 //!
 //! A crash leaves the `.part`, which the next opening of the harbor removes.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::hashes::{HashesWriter, hash_cluster, hashes_path};
+use super::slots::Slots;
 use super::{BasePoint, full_path, volume_dir};
-use crate::bounds::COPY_PIECE;
+use crate::bounds::{CLUSTER, COPY_PIECE};
 use crate::error::{HarborError, Result};
 use crate::harbor::shared::Shared;
 use crate::machine::VolumeId;
@@ -32,7 +35,14 @@ pub struct SeedWriter {
     /// The last record before the seed began.
     after: Seq,
     part: PathBuf,
-    writer: Option<Qcow2Writer>,
+    output: Option<Output>,
+}
+
+/// What is written: the image, and the hashes of its clusters.
+#[derive(Debug)]
+struct Output {
+    writer: Qcow2Writer,
+    slots: Slots,
 }
 
 impl SeedWriter {
@@ -55,13 +65,13 @@ impl SeedWriter {
             size,
             after,
             part,
-            writer: None,
+            output: None,
         };
-        seed.writer = Some(seed.create()?);
+        seed.output = Some(seed.create()?);
         Ok(seed)
     }
 
-    fn create(&self) -> Result<Qcow2Writer> {
+    fn create(&self) -> Result<Output> {
         let storage = &*self.shared.options.storage;
         let base_dir = self.shared.base_dir();
         let dir = volume_dir(&base_dir, self.volume);
@@ -78,7 +88,12 @@ impl SeedWriter {
         let file = storage
             .open(&self.part, OpenMode::New)
             .map_err(self.failed("create"))?;
-        Ok(Qcow2Writer::new(file, self.size))
+        let slots = part_of(&dir.join("full.slots"));
+        Ok(Output {
+            writer: Qcow2Writer::new(file, self.size),
+            slots: Slots::new(Arc::clone(&self.shared.options.storage), slots, self.size)
+                .map_err(self.failed("create"))?,
+        })
     }
 
     /// Takes bytes read from the live disk after [`Harbor::seed`](crate::Harbor::seed) was called,
@@ -98,8 +113,8 @@ impl SeedWriter {
             });
         }
         let failed = self.failed("write");
-        let writer = self.writer.as_mut().ok_or(HarborError::Cancelled)?;
-        writer.write(offset, data).map_err(failed)
+        let output = self.output.as_mut().ok_or(HarborError::Cancelled)?;
+        output.write(offset, data).map_err(failed)
     }
 
     /// Lays every record of the volume from the call of [`Harbor::seed`](crate::Harbor::seed) up
@@ -117,15 +132,19 @@ impl SeedWriter {
             after: self.after,
         };
         let stream = Parts::open(&self.shared, plan, up_to)?;
-        let mut writer = self.writer.take().ok_or(HarborError::Cancelled)?;
+        let mut output = self.output.take().ok_or(HarborError::Cancelled)?;
         let mut at = 0;
         while at < self.size {
             let part = stream.part(at)?;
-            self.lay_over(&mut writer, &stream, &part)?;
+            self.lay_over(&mut output, &stream, &part)?;
             at = part.range.end;
         }
-        writer.finish().map_err(self.failed("write"))?;
         let path = full_path(&self.shared.base_dir(), self.volume, up_to);
+        let hashes = self.hash(&mut output, &path, up_to)?;
+        output.writer.finish().map_err(self.failed("write"))?;
+        hashes
+            .finish()
+            .map_err(|e| HarborError::storage("write", &hashes_path(&path), e))?;
         put_in_place(&*self.shared.options.storage, &self.part, &path)
             .map_err(self.failed("rename"))?;
         let base = BasePoint {
@@ -137,13 +156,36 @@ impl SeedWriter {
         Ok(base)
     }
 
-    fn lay_over(&self, writer: &mut Qcow2Writer, stream: &Parts, part: &Part) -> Result<()> {
+    /// Gathers the hashes of all clusters, and reads those that were not written at once.
+    fn hash(&self, output: &mut Output, path: &Path, seq: Seq) -> Result<HashesWriter> {
+        let storage = Arc::clone(&self.shared.options.storage);
+        let path = hashes_path(path);
+        let failed = |e| HarborError::storage("write", &path, e);
+        let mut hashes =
+            HashesWriter::new(storage, path.clone(), self.size, seq).map_err(failed)?;
+        output.writer.settle().map_err(self.failed("write"))?;
+        let mut bytes = vec![0; CLUSTER];
+        for (cluster, place) in output.writer.placed() {
+            let hash = match output.slots.get(cluster).map_err(self.failed("read"))? {
+                Some(hash) => hash,
+                None => {
+                    let read = output.writer.file().read_at(&mut bytes, place);
+                    read.map_err(self.failed("read"))?;
+                    hash_cluster(&bytes)
+                }
+            };
+            hashes.push(cluster, hash).map_err(failed)?;
+        }
+        Ok(hashes)
+    }
+
+    fn lay_over(&self, output: &mut Output, stream: &Parts, part: &Part) -> Result<()> {
         let mut piece = vec![0; COPY_PIECE];
         for (start, end, zero) in part.covered() {
             if zero {
-                writer
-                    .zero(start, end - start)
-                    .map_err(self.failed("write"))?;
+                let zeroed = output.writer.zero(start, end - start);
+                zeroed.map_err(self.failed("write"))?;
+                output.slots.forget(start, end - start);
                 continue;
             }
             let mut at = start;
@@ -151,7 +193,7 @@ impl SeedWriter {
                 let len = (end - at).min(COPY_PIECE as u64);
                 let bytes = piece.get_mut(..len as usize).unwrap_or_default();
                 stream.read_at(bytes, at)?;
-                writer.write(at, bytes).map_err(self.failed("write"))?;
+                output.write(at, bytes).map_err(self.failed("write"))?;
                 at += len;
             }
         }
@@ -164,9 +206,16 @@ impl SeedWriter {
     }
 }
 
+impl Output {
+    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.writer.write(offset, data)?;
+        self.slots.note(offset, data)
+    }
+}
+
 impl Drop for SeedWriter {
     fn drop(&mut self) {
-        self.writer = None;
+        self.output = None;
         if let Err(error) = remove_if_there(&*self.shared.options.storage, &self.part) {
             tracing::warn!(path = %self.part.display(), %error, "an unfinished seed stays behind");
         }

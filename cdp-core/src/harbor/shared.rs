@@ -8,24 +8,23 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
+use super::layers::Layers;
 use super::layout::{lock_path, read_description, write_description};
 use super::marks;
 use super::options::Options;
 use super::pace::Pace;
 use super::report::{RecoveryReport, Usage};
 use super::xml;
-use crate::base::{self, BasePoint};
+use crate::base::{self, BasePoint, Found};
 use crate::error::{HarborError, Result};
 use crate::journal::catalog::Catalog;
 use crate::journal::lookup::Lookups;
 use crate::journal::recovery;
 use crate::machine::{FORMAT_VERSION, MachineDescription, VolumeId};
 use crate::point::{PointId, Seq, XmlVersion};
-use crate::qcow2::Qcow2Reader;
 use crate::recorder::{Recording, end_earlier};
 use crate::storage::replace::remove_if_there;
 use crate::storage::{OpenMode, Storage};
-use crate::view::image::Plan;
 
 /// The state behind a harbor.
 #[derive(Debug)]
@@ -39,6 +38,7 @@ pub(crate) struct Shared {
     bases: Mutex<Vec<BasePoint>>,
     /// Of all segments that were looked through.
     pub(crate) lookups: Arc<Lookups>,
+    pub(super) layers: Layers,
     xml: Mutex<Option<XmlVersion>>,
     /// Held while a description or an XML is written: what is in force can be asked for meanwhile.
     writing: Mutex<()>,
@@ -82,7 +82,7 @@ impl Shared {
                 .sync_dir(&folder)
                 .map_err(|e| HarborError::storage("sync", &folder, e))?;
         }
-        let bases = base::find(storage, &dir.join("base"), &mut report.removed)?;
+        let Found { bases, merging } = base::find(storage, &dir.join("base"), &mut report.removed)?;
         let catalog = recover(storage, dir, &description.machine_id, &bases, report)?;
         forget_marks_if_damaged(storage, dir, report)?;
         let xml = xml::newest(storage, &dir.join("xml"))?;
@@ -93,6 +93,7 @@ impl Shared {
             catalog: Mutex::new(catalog),
             bases: Mutex::new(bases),
             lookups: Arc::default(),
+            layers: Layers::new(merging),
             xml: Mutex::new(xml),
             writing: Mutex::default(),
             recording: Mutex::default(),
@@ -272,20 +273,6 @@ impl Shared {
         firsts.collect::<Option<Vec<Seq>>>()?.into_iter().max()
     }
 
-    /// Works out what an image of a volume at record `up_to` is made of; it has `size` bytes there.
-    pub(crate) fn plan(&self, volume: VolumeId, size: u64, up_to: Seq) -> Result<Plan> {
-        let fits = |base: &&BasePoint| base.volume == volume && base.seq <= up_to;
-        let base = self.bases().iter().rev().find(fits).cloned();
-        let base = base.ok_or(HarborError::NotSeeded(volume))?;
-        let reader = Qcow2Reader::open(&*self.options.storage, &base.path)?;
-        Ok(Plan {
-            volume,
-            size,
-            base: Some(Arc::new(reader)),
-            after: base.seq,
-        })
-    }
-
     /// Takes a base point that is in place. When it completes the first set, the segments of
     /// abandoned seeds before it are removed.
     pub(crate) fn add_base(&self, base: BasePoint) {
@@ -337,10 +324,9 @@ impl Shared {
             .iter()
             .map(|s| s.path.clone())
             .collect();
-        let bases = self.bases().iter().map(|base| base.path.clone()).collect();
         Ok(Usage {
             journal_bytes: total_len(storage, journal)?,
-            base_bytes: total_len(storage, bases)?,
+            base_bytes: total_len(storage, self.layer_files()?)?,
         })
     }
 }

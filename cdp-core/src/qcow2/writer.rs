@@ -11,13 +11,10 @@
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
-use super::{
-    CLUSTER_LEN, COPIED, HEADER_LEN, L2_ENTRIES, L2_SPAN, MAGIC, REFCOUNTS, VERSION, place_of,
-};
+use super::header::Header;
+use super::{CLUSTER_LEN, COPIED, L2_ENTRIES, L2_SPAN, REFCOUNTS, ZEROS, is_zero, place_of};
 use crate::bounds::CLUSTER;
 use crate::storage::StorageFile;
-
-static ZEROS: [u8; CLUSTER] = [0; CLUSTER];
 
 /// Writes a qcow2 image.
 #[derive(Debug)]
@@ -101,6 +98,36 @@ impl Qcow2Writer {
         Ok(())
     }
 
+    /// Returns every cluster of the volume that has a place, in order, and the place.
+    pub(crate) fn placed(&self) -> impl Iterator<Item = (u64, u64)> {
+        let tables = (0..).zip(&self.tables);
+        let there = tables.filter_map(|(table, clusters)| Some((table, clusters.as_ref()?)));
+        there.flat_map(|(table, clusters)| {
+            let first: u64 = table * L2_ENTRIES as u64;
+            let placed = (first..).zip(clusters.iter());
+            placed.filter_map(|(cluster, place)| {
+                (*place != 0).then_some((cluster, u64::from(*place) * CLUSTER_LEN))
+            })
+        })
+    }
+
+    /// Makes the file as long as what is placed in it, so that all of that can be read.
+    ///
+    /// # Errors
+    /// As the storage says.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        let len = u64::from(self.next) * CLUSTER_LEN;
+        if self.file.length()? < len {
+            self.file.set_len(len)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the image's file.
+    pub(crate) fn file(&self) -> &Arc<dyn StorageFile> {
+        &self.file
+    }
+
     /// Writes tables and header and puts the image on stable storage.
     ///
     /// # Errors
@@ -166,10 +193,12 @@ impl Qcow2Writer {
     fn write_refcounts(&mut self) -> io::Result<(u64, u32)> {
         let used = u64::from(self.next);
         let (mut blocks, mut table_clusters) = (0, 0);
+        // The table has room for all of the volume, so that clusters can be added later.
+        let most = (self.size / CLUSTER_LEN + self.size / L2_SPAN).div_ceil(REFCOUNTS) + 2;
         loop {
             let total = used + blocks + table_clusters;
             let more = total.div_ceil(REFCOUNTS);
-            let more_table = (more * 8).div_ceil(CLUSTER_LEN);
+            let more_table = (more.max(most) * 8).div_ceil(CLUSTER_LEN);
             if (more, more_table) == (blocks, table_clusters) {
                 break;
             }
@@ -193,24 +222,17 @@ impl Qcow2Writer {
         Ok((place, table_clusters as u32))
     }
 
-    fn header(&self, refcount_table: u64, refcount_clusters: u32) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER_LEN + 8);
-        bytes.extend_from_slice(&MAGIC.to_be_bytes());
-        bytes.extend_from_slice(&VERSION.to_be_bytes());
-        bytes.extend_from_slice(&[0; 12]); // backing file: place and length
-        bytes.extend_from_slice(&CLUSTER.trailing_zeros().to_be_bytes());
-        bytes.extend_from_slice(&self.size.to_be_bytes());
-        bytes.extend_from_slice(&[0; 4]); // encryption
-        bytes.extend_from_slice(&(self.tables.len() as u32).to_be_bytes());
-        bytes.extend_from_slice(&CLUSTER_LEN.to_be_bytes()); // place of the L1 table
-        bytes.extend_from_slice(&refcount_table.to_be_bytes());
-        bytes.extend_from_slice(&refcount_clusters.to_be_bytes());
-        bytes.extend_from_slice(&[0; 12]); // snapshots: number and place
-        bytes.extend_from_slice(&[0; 24]); // features: incompatible, compatible, autoclear
-        bytes.extend_from_slice(&4_u32.to_be_bytes()); // refcounts of 2^4 bits
-        bytes.extend_from_slice(&(HEADER_LEN as u32).to_be_bytes());
-        bytes.extend_from_slice(&[0; 8]); // end of the header's extensions
-        bytes
+    fn header(&self, refcount_place: u64, refcount_clusters: u32) -> Vec<u8> {
+        let header = Header {
+            size: self.size,
+            l1_len: self.tables.len(),
+            l1_place: CLUSTER_LEN,
+            refcount_place,
+            refcount_clusters,
+            backing: None,
+            has_zstd: false,
+        };
+        header.encode()
     }
 }
 
@@ -241,8 +263,4 @@ fn entry(cluster: u32) -> u64 {
     } else {
         COPIED | (u64::from(cluster) * CLUSTER_LEN)
     }
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    ZEROS.get(..bytes.len()).is_some_and(|zeros| zeros == bytes)
 }

@@ -196,6 +196,10 @@ impl StorageFile for FaultyFile {
         self.file.preallocate(len)
     }
 
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.file.punch_hole(offset, len)
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.shared.sync_fault()?;
         self.file.sync()

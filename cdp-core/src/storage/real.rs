@@ -170,6 +170,14 @@ impl StorageFile for RealFile {
         }
     }
 
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, flags, offset, len) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         let direct = self.direct.load(Ordering::Acquire);
         direct.then(|| self.file.as_fd())

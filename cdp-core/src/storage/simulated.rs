@@ -263,6 +263,13 @@ impl StorageFile for SimulatedFile {
         self.meet(Operation::Write)?.preallocate(self.number, len)
     }
 
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut disk = self.meet(Operation::Write)?;
+        let end = disk.numbered(self.number)?.current().len() as u64;
+        let len = len.min(end.saturating_sub(offset));
+        disk.write(self.number, &vec![0; len as usize], offset)
+    }
+
     fn sync(&self) -> io::Result<()> {
         // Not writable is no reason not to be synced.
         let mut disk = self.storage.meet(Operation::Sync)?;

@@ -10,7 +10,7 @@ use crate::harbor::shared::Shared;
 use crate::journal::segment::Segment;
 use crate::machine::VolumeId;
 use crate::point::Seq;
-use crate::qcow2::Qcow2Reader;
+use crate::qcow2::Chain;
 use crate::storage::StorageFile;
 
 /// What an image is to be made of.
@@ -19,7 +19,7 @@ pub(crate) struct Plan {
     pub(crate) volume: VolumeId,
     pub(crate) size: u64,
     /// What lies underneath; zeros if none.
-    pub(crate) base: Option<Arc<Qcow2Reader>>,
+    pub(crate) base: Option<Arc<Chain>>,
     /// The last record that is underneath already.
     pub(crate) after: Seq,
 }

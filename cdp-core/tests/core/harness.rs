@@ -231,7 +231,7 @@ pub(crate) fn written(path: &Path) -> Vec<u8> {
 }
 
 /// Runs `qemu-img`; none, said aloud, where there is none.
-fn qemu_img(arguments: &[&std::ffi::OsStr]) -> Option<std::process::Output> {
+pub(crate) fn qemu_img(arguments: &[&std::ffi::OsStr]) -> Option<std::process::Output> {
     match std::process::Command::new("qemu-img")
         .args(arguments)
         .output()

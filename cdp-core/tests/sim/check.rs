@@ -134,7 +134,7 @@ impl World {
             }
         }
         self.history.bases.retain(|base| base.is_promised);
-        Ok(())
+        self.check_kept()
     }
 
     fn check_xml(&mut self) -> Step {

@@ -54,6 +54,8 @@ pub(crate) struct History {
     /// Record n is at n - 1.
     told: Vec<Told>,
     pub(crate) bases: Vec<Base>,
+    /// No merging may have taken a point from here on.
+    pub(crate) kept_from: u64,
     /// The last record that was said to be on stable storage.
     pub(crate) promised: u64,
     pub(crate) next_point: u64,
@@ -75,6 +77,7 @@ impl History {
             sizes,
             told: Vec::new(),
             bases: Vec::new(),
+            kept_from: 0,
             promised: 0,
             next_point: 1,
             xml: Vec::new(),
@@ -156,7 +159,7 @@ impl History {
     }
 
     /// Returns the first record at which all volumes have a base point.
-    fn first_valid(&self) -> Option<u64> {
+    pub(crate) fn first_valid(&self) -> Option<u64> {
         let firsts = (0..self.sizes.len()).map(|volume| {
             let bases = self
                 .bases

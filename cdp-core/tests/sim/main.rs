@@ -18,6 +18,7 @@
 
 mod check;
 mod history;
+mod layers;
 mod life;
 mod reading;
 mod spoil;

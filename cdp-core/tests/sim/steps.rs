@@ -12,7 +12,7 @@ impl World {
     /// Does one thing by chance.
     pub(crate) fn step(&mut self) -> Step {
         self.step_clock();
-        match self.chance.below(40) {
+        match self.chance.below(50) {
             0..=19 => self.guest_writes(),
             20..=22 => self.guest_zeroes(),
             23..=27 => self.make_point(),
@@ -25,6 +25,8 @@ impl World {
             35 => self.open_view(),
             36..=37 => self.read_views(),
             38 => self.describe(),
+            39..=44 => self.build_layers(),
+            45..=46 => self.merge_layers(),
             _ => {
                 thread::sleep(Duration::from_micros(self.chance.below(8_000)));
                 Ok(())

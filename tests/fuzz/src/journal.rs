@@ -5,8 +5,8 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use cdp_core::bounds::VOLUME_SIZE_MAX;
-use cdp_core::qcow2::{Qcow2Reader, Qcow2Writer};
+use cdp_core::bounds::{CHAIN_MAX, CLUSTER, VOLUME_SIZE_MAX};
+use cdp_core::qcow2::{Chain, Qcow2Writer};
 use cdp_core::storage::{OpenMode, SimulatedStorage, Storage};
 use cdp_core::{Grade, Harbor, MachineDescription, Options, VolumeId};
 
@@ -211,18 +211,20 @@ pub(crate) fn description(input: &[u8]) {
     );
 }
 
-/// A base point.
+/// A base point, which may stand on itself or on an image that is all 0x5a.
 pub(crate) fn qcow2(input: &[u8]) {
     let (storage, path) = (SimulatedStorage::new(1), Path::new("/image"));
     storage.put(path, &expand(input));
-    let Ok(reader) = Qcow2Reader::open(&storage, path) else {
+    storage.put(Path::new("/below"), below());
+    let Ok(chain) = Chain::open(&storage, path) else {
         return;
     };
-    let size = reader.size();
+    assert!((1..=CHAIN_MAX).contains(&chain.layers()));
+    let size = chain.size();
     assert!(size <= VOLUME_SIZE_MAX);
     let mut at = 0;
     for _ in 0..64 {
-        let Ok(run) = reader.run(at, u64::MAX - at) else {
+        let Ok(run) = chain.run(at, u64::MAX - at) else {
             break;
         };
         assert!(run.len > 0);
@@ -232,8 +234,8 @@ pub(crate) fn qcow2(input: &[u8]) {
         }
     }
     let mut bytes = vec![0; size.min(1 << 20) as usize];
-    if reader.read_at(&mut bytes, 0).is_err() || size > 1 << 20 {
-        let _ = reader.read_at(&mut [0; 512], size.saturating_sub(256));
+    if chain.read_at(&mut bytes, 0).is_err() || size > 1 << 20 {
+        let _ = chain.read_at(&mut [0; 512], size.saturating_sub(256));
         return;
     }
     // What can be read whole says the same when it is written anew.
@@ -242,8 +244,22 @@ pub(crate) fn qcow2(input: &[u8]) {
     let mut writer = Qcow2Writer::new(file, size);
     writer.write(0, &bytes).expect("what lies within");
     writer.finish().expect("an image");
-    let reader = Qcow2Reader::open(&storage, copy).expect("our own image");
+    let chain = Chain::open(&storage, copy).expect("our own image");
     let mut again = vec![0xee; bytes.len()];
-    reader.read_at(&mut again, 0).expect("our own image");
+    chain.read_at(&mut again, 0).expect("our own image");
     assert_eq!(again, bytes);
+}
+
+/// An image of one cluster for others to stand on.
+fn below() -> &'static [u8] {
+    static BELOW: OnceLock<Vec<u8>> = OnceLock::new();
+    BELOW.get_or_init(|| {
+        let storage = SimulatedStorage::new(1);
+        let path = Path::new("/below");
+        let file = storage.open(path, OpenMode::New).expect("a new file");
+        let mut writer = Qcow2Writer::new(file, CLUSTER as u64);
+        writer.write(0, &[0x5a; CLUSTER]).expect("what lies within");
+        writer.finish().expect("an image");
+        storage.content(path).expect("the image")
+    })
 }

@@ -41,6 +41,8 @@ pub(crate) type Control<'a> = &'a mut dyn FnMut(u64) -> ControlFlow<()>;
 
 /// Makes the next cold segment; none if nothing is worth it.
 pub(crate) fn compact(shared: &Shared, control: Control<'_>) -> Result<Option<Compacted>> {
+    // A layer is built of records that its point shows: that point must not go out from under it.
+    let _turn = shared.claim_layers()?;
     let kept = shared.kept_points();
     let Some(sources) = sources(shared, &kept)? else {
         return Ok(None);
