@@ -20,6 +20,7 @@ pub mod error;
 pub mod clock;
 pub mod machine;
 pub mod point;
+pub mod retention;
 
 pub mod storage;
 
@@ -40,9 +41,10 @@ pub mod harbor;
 pub use base::{BasePoint, SeedWriter};
 pub use buffer::IoBuf;
 pub use clock::{Clock, SystemClock, Timestamp};
-pub use error::{HarborError, JournalError, Refused};
-pub use harbor::{AckRule, Harbor, Marks, Options, RecoveryReport, Usage, VolumeMarks};
+pub use error::{HarborError, Held, JournalError, Refused};
+pub use harbor::{AckRule, Harbor, Marks, Options, Pin, RecoveryReport, Usage, VolumeMarks};
 pub use machine::{MachineDescription, MachineSource, Mode, Plug, VolumeDescription, VolumeId};
 pub use point::{Gap, GapReason, Grade, Point, PointId, Seq, XmlVersion};
 pub use recorder::{Ack, PointUnderWay, Recorder, RecorderStats, VolumeRecorder};
+pub use retention::Policy;
 pub use view::{LatestImage, View, ViewExtent};

@@ -1,7 +1,7 @@
 //! Views: a machine's volumes, read-only, at one recovery point.
 //!
 //! A [`View`] is a set of images: base point and journal, merged when it is opened. It can be read
-//! from any number of threads, and holds open whatever it needs.
+//! from any number of threads, and holds open whatever it needs. Its point is not deleted meanwhile.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{HarborError, Result};
+use crate::harbor::Pin;
 use crate::machine::VolumeId;
 use crate::point::{Point, Seq};
 use crate::storage::Storage;
@@ -34,18 +35,20 @@ pub struct ViewExtent {
 #[derive(Debug)]
 pub struct View {
     point: Point,
+    _pin: Pin,
     images: BTreeMap<VolumeId, Image>,
     storage: Arc<dyn Storage>,
 }
 
 impl View {
     pub(crate) fn new(
-        point: Point,
+        (point, pin): (Point, Pin),
         images: BTreeMap<VolumeId, Image>,
         storage: Arc<dyn Storage>,
     ) -> View {
         View {
             point,
+            _pin: pin,
             images,
             storage,
         }

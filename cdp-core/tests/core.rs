@@ -25,6 +25,10 @@ mod golden;
 mod harbors;
 #[path = "core/history.rs"]
 mod history;
+#[path = "core/keeping.rs"]
+mod keeping;
+#[path = "core/keeping_crashes.rs"]
+mod keeping_crashes;
 #[path = "core/marks.rs"]
 mod marks;
 #[path = "core/pace.rs"]
@@ -35,6 +39,8 @@ mod power;
 mod reserved;
 #[path = "core/resync.rs"]
 mod resync;
+#[path = "core/retention.rs"]
+mod retention;
 #[path = "core/seed.rs"]
 mod seed;
 #[path = "core/time.rs"]
