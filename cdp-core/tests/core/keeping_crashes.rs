@@ -99,6 +99,30 @@ fn a_change_that_fails_is_not_seen_and_works_when_the_storage_does() {
     }
 }
 
+#[test]
+fn a_journal_that_is_put_right_in_place_has_the_same_points() {
+    const EIO: i32 = 5;
+    let storage = FaultyStorage::new();
+    let options = Options {
+        storage: Arc::new(storage.clone()),
+        ..Options::default()
+    };
+    let machine = with_points(5, options);
+    let harbor = &machine.harbor;
+    harbor.delete_points(&[PointId(1), PointId(3)]).unwrap();
+    harbor.lock_point(PointId(2)).unwrap();
+    harbor.label_point(PointId(4), Some("later")).unwrap();
+    let before = harbor.points();
+    storage.inject(Fault::Sync {
+        after: 0,
+        errno: EIO,
+    });
+    assert!(machine.recorder.sync().is_err() || machine.recorder.close().is_err());
+    let report = harbor.recover().unwrap();
+    assert_eq!((harbor.points(), report.points), (before, 3));
+    assert_eq!(ids(&harbor.points()), [2, 4, 5]);
+}
+
 /// A change of what is said of points.
 type Change = fn(&Harbor) -> Result<(), HarborError>;
 
