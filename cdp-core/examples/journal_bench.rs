@@ -95,6 +95,7 @@ fn description() -> MachineDescription {
         mode: Mode::Active,
         ack: None,
         flush_interval_ms: None,
+        policy: None,
         source: MachineSource::Qmp {
             socket: "/nowhere".into(),
         },

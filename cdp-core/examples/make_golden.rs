@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         mode: Mode::Active,
         ack: None,
         flush_interval_ms: None,
+        policy: None,
         source: MachineSource::Libvirt {
             uri: "qemu:///system".into(),
             uuid: "0b1d7f4e-0000-4000-8000-000000000002".into(),

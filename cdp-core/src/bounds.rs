@@ -117,6 +117,12 @@ pub const XML_MAX: u64 = 4 * 1024 * 1024;
 pub const DESCRIPTION_MAX: u64 = 4 * 1024 * 1024;
 /// Longest `marks.toml` that is read.
 pub const MARKS_MAX: u64 = 4 * 1024 * 1024;
+/// Longest `points.toml` that is read, and that is written.
+pub const POINTS_MAX: u64 = 16 * 1024 * 1024;
+
+/// How old a point is before it counts as the last one of its hour, day, week or month: until then a gap may take it
+/// back.
+pub const POINT_SETTLE: Duration = Duration::from_secs(60);
 
 /// How long a lock that looks taken is asked for again.
 pub const LOCK_PATIENCE: Duration = Duration::from_millis(250);

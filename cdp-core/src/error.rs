@@ -112,6 +112,14 @@ pub enum HarborError {
     /// There is no such recovery point, or it cannot be viewed.
     #[error("there is no recovery point {0}")]
     NoSuchPoint(PointId),
+    /// The point must stay.
+    #[error("recovery point {point} {why}")]
+    PointHeld {
+        /// The point.
+        point: PointId,
+        /// What holds it.
+        why: Held,
+    },
     /// No domain XML is kept under that version.
     #[error("there is no domain XML {0}")]
     NoSuchXml(XmlVersion),
@@ -178,6 +186,20 @@ pub enum HarborError {
     /// The journal took a failure and takes nothing more; close the harbor and open it again.
     #[error("the journal has failed")]
     JournalFailed(#[source] Arc<JournalError>),
+}
+
+/// Tells why a point cannot be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Held {
+    /// The user has locked it.
+    #[error("is locked")]
+    Locked,
+    /// A view, an export or a takeover shows it.
+    #[error("is in use by a view, an export or a takeover")]
+    InUse,
+    /// There is none behind it.
+    #[error("is the newest")]
+    Newest,
 }
 
 impl HarborError {

@@ -29,16 +29,20 @@ use crate::view::{LatestImage, View};
 mod options;
 pub(crate) mod report;
 
+mod facts;
+mod keeping;
 mod layers;
 mod layout;
 mod marks;
 pub(crate) mod pace;
+mod pins;
 pub(crate) mod shared;
 mod xml;
 
 pub use crate::journal::cold::compact::Compacted;
 pub use marks::{Marks, VolumeMarks};
 pub use options::{AckRule, Options};
+pub use pins::Pin;
 pub use report::{Cut, RecoveryReport, Usage};
 use shared::Shared;
 
@@ -333,6 +337,7 @@ impl Harbor {
     /// # Errors
     /// [`HarborError::NoSuchPoint`]; records are missing; the storage failed.
     pub fn view(&self, point: PointId) -> Result<View> {
+        let pin = self.pin(point)?;
         let point = self.point(point).ok_or(HarborError::NoSuchPoint(point))?;
         let description = self.shared.description();
         let there = description.volumes.iter().filter_map(|volume| {
@@ -345,7 +350,7 @@ impl Harbor {
         let images = Parts::open_all(&self.shared, plans, point.seq, cache)?;
         let storage = Arc::clone(&self.shared.options.storage);
         Ok(View::new(
-            point,
+            (point, pin),
             ids.into_iter().zip(images).collect(),
             storage,
         ))

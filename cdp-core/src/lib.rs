@@ -22,6 +22,7 @@ pub mod error;
 pub mod clock;
 pub mod machine;
 pub mod point;
+pub mod retention;
 
 pub mod storage;
 
@@ -42,10 +43,13 @@ pub mod harbor;
 pub use base::{BasePoint, Merged, Progress, SeedWriter};
 pub use buffer::IoBuf;
 pub use clock::{Clock, SystemClock, Timestamp};
-pub use error::{HarborError, JournalError, Refused};
-pub use harbor::{AckRule, Compacted, Harbor, Marks, Options, RecoveryReport, Usage, VolumeMarks};
+pub use error::{HarborError, Held, JournalError, Refused};
+pub use harbor::{
+    AckRule, Compacted, Harbor, Marks, Options, Pin, RecoveryReport, Usage, VolumeMarks,
+};
 pub use machine::{MachineDescription, MachineSource, Mode, Plug, VolumeDescription, VolumeId};
 pub use point::{Gap, GapReason, Grade, Point, PointId, Seq, XmlVersion};
 pub use qcow2::Clusters;
 pub use recorder::{Ack, PointUnderWay, Recorder, RecorderStats, VolumeRecorder};
+pub use retention::Policy;
 pub use view::{LatestImage, View, ViewExtent};

@@ -58,6 +58,9 @@ pub struct MachineDescription {
     /// Longest time a buffered write waits for its sync, in milliseconds; none: as the options say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flush_interval_ms: Option<u64>,
+    /// Name of the policy by which its points are kept; none: as the program is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
     /// Where the machine runs.
     pub source: MachineSource,
     /// Its protected disks.

@@ -91,6 +91,9 @@ pub struct Point {
     pub label: Option<String>,
     /// The domain XML of that time.
     pub xml: Option<XmlVersion>,
+    /// The user wants it kept, whatever a policy says.
+    #[serde(default)]
+    pub locked: bool,
 }
 
 /// A span of time with no valid recovery point.

@@ -2,7 +2,7 @@
 //!
 //! A [`View`] is a set of images: base point and journal, of which only what is looked at is merged. So it opens at
 //! once and takes no more memory than a bound, however many records there are. It can be read from any number of threads,
-//! and holds open whatever it needs. [`parts`] says how.
+//! and holds open whatever it needs. [`parts`] says how. Its point is not deleted meanwhile.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{HarborError, Result};
+use crate::harbor::Pin;
 use crate::machine::VolumeId;
 use crate::point::{Point, Seq};
 use crate::storage::Storage;
@@ -38,18 +39,20 @@ pub struct ViewExtent {
 #[derive(Debug)]
 pub struct View {
     point: Point,
+    _pin: Pin,
     images: BTreeMap<VolumeId, Parts>,
     storage: Arc<dyn Storage>,
 }
 
 impl View {
     pub(crate) fn new(
-        point: Point,
+        (point, pin): (Point, Pin),
         images: BTreeMap<VolumeId, Parts>,
         storage: Arc<dyn Storage>,
     ) -> View {
         View {
             point,
+            _pin: pin,
             images,
             storage,
         }

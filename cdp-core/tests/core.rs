@@ -27,6 +27,10 @@ mod golden;
 mod harbors;
 #[path = "core/history.rs"]
 mod history;
+#[path = "core/keeping.rs"]
+mod keeping;
+#[path = "core/keeping_crashes.rs"]
+mod keeping_crashes;
 #[path = "core/layers.rs"]
 mod layers;
 #[path = "core/layers_power.rs"]
@@ -43,6 +47,8 @@ mod power;
 mod reserved;
 #[path = "core/resync.rs"]
 mod resync;
+#[path = "core/retention.rs"]
+mod retention;
 #[path = "core/seed.rs"]
 mod seed;
 #[path = "core/time.rs"]

@@ -174,6 +174,7 @@ fn description(size: u64) -> MachineDescription {
         mode: Mode::Active,
         ack: None,
         flush_interval_ms: None,
+        policy: None,
         source: MachineSource::Qmp {
             socket: "/nowhere".into(),
         },

@@ -14,10 +14,12 @@ pub mod v1 {
 }
 
 use v1::{
-    CloseViewRequest, CreatePointReply, CreatePointRequest, DomainHint, ExportRequest, Job,
-    JobRequest, ListPointsRequest, Machine, MachineList, MachineRequest, OpenViewRequest,
-    PointList, ProtectRequest, StatusReply, TakeoverList, TakeoverNameRequest, TakeoverReply,
-    TakeoverRequest, UnprotectRequest, View, ViewList,
+    AssignPolicyRequest, CloseViewRequest, CreatePointReply, CreatePointRequest, DomainHint,
+    ExportRequest, Job, JobRequest, LabelPointRequest, ListPointsRequest, Machine, MachineList,
+    MachineRequest, OpenViewRequest, PointChanges, PointList, PointsRequest, Policy, PolicyList,
+    PolicyPreview, PolicyRequest, PreviewPolicyRequest, ProtectRequest, SetPolicyRequest,
+    StatusReply, TakeoverList, TakeoverNameRequest, TakeoverReply, TakeoverRequest,
+    UnprotectRequest, View, ViewList,
 };
 
 /// The metadata key (binary, UTF-8) under which a gRPC status carries the cure.
@@ -117,6 +119,17 @@ pub trait Engine: Send + Sync + 'static {
 
     fn list_points(&self, request: ListPointsRequest) -> ApiResult<PointList>;
     fn create_point(&self, request: CreatePointRequest) -> ApiResult<CreatePointReply>;
+
+    fn lock_points(&self, request: PointsRequest) -> ApiResult<PointChanges>;
+    fn unlock_points(&self, request: PointsRequest) -> ApiResult<PointChanges>;
+    fn label_point(&self, request: LabelPointRequest) -> ApiResult<PointChanges>;
+    fn delete_points(&self, request: PointsRequest) -> ApiResult<PointChanges>;
+
+    fn list_policies(&self) -> ApiResult<PolicyList>;
+    fn get_policy(&self, request: PolicyRequest) -> ApiResult<Policy>;
+    fn set_policy(&self, request: SetPolicyRequest) -> ApiResult<Policy>;
+    fn assign_policy(&self, request: AssignPolicyRequest) -> ApiResult<Machine>;
+    fn preview_policy(&self, request: PreviewPolicyRequest) -> ApiResult<PolicyPreview>;
 
     fn open_view(&self, request: OpenViewRequest) -> ApiResult<View>;
     fn list_views(&self) -> ApiResult<ViewList>;

@@ -40,12 +40,12 @@ pub enum UnitError {
     },
 }
 
-const DURATION_UNITS: &str = "ms, s, m, h, d";
+const DURATION_UNITS: &str = "ms, s, m, h, d, w";
 const SIZE_UNITS: &str = "B, KiB, MiB, GiB, TiB (or K, M, G, T), KB, MB, GB, TB";
 
 const NS_PER_S: u128 = 1_000_000_000;
 
-/// Parses a duration: `200ms`, `1s`, `1.5s`, `5m`, `1h30m`, `2d`.
+/// Parses a duration: `200ms`, `1s`, `1.5s`, `5m`, `1h30m`, `2d`, `1w`.
 ///
 /// # Errors
 /// A missing number, a missing or unknown unit, or more than 2^64 nanoseconds (584 years).
@@ -59,6 +59,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
             "m" | "min" => Ok(60 * NS_PER_S),
             "h" => Ok(3600 * NS_PER_S),
             "d" => Ok(86_400 * NS_PER_S),
+            "w" => Ok(7 * 86_400 * NS_PER_S),
             "" => Err(UnitError::NoUnit {
                 text: text.into(),
                 known: DURATION_UNITS,

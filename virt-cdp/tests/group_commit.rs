@@ -127,6 +127,7 @@ fn machine(options: Options) -> Machine {
         },
         ack: None,
         flush_interval_ms: None,
+        policy: None,
         volumes: vec![VolumeDescription::new(VolumeId(0), "vda", SIZE)],
     };
     let harbor = Harbor::create(&home.path().join("h"), &described, options).unwrap();

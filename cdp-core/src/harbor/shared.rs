@@ -8,11 +8,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
+use super::facts::{self, Facts};
 use super::layers::Layers;
 use super::layout::{lock_path, read_description, write_description};
 use super::marks;
 use super::options::Options;
 use super::pace::Pace;
+use super::pins::Pins;
 use super::report::{RecoveryReport, Usage};
 use super::xml;
 use crate::base::{self, BasePoint, Found};
@@ -21,7 +23,7 @@ use crate::journal::catalog::Catalog;
 use crate::journal::lookup::Lookups;
 use crate::journal::recovery;
 use crate::machine::{FORMAT_VERSION, MachineDescription, VolumeId};
-use crate::point::{PointId, Seq, XmlVersion};
+use crate::point::{Seq, XmlVersion};
 use crate::recorder::{Recording, end_earlier};
 use crate::storage::replace::remove_if_there;
 use crate::storage::{OpenMode, Storage};
@@ -35,12 +37,15 @@ pub(crate) struct Shared {
     pub(crate) pace: Arc<Pace>,
     description: Mutex<MachineDescription>,
     catalog: Mutex<Catalog>,
+    /// What was said of points after they were made; the catalog's points have it.
+    facts: Mutex<Facts>,
+    pub(crate) pins: Arc<Pins>,
     bases: Mutex<Vec<BasePoint>>,
     /// Of all segments that were looked through.
     pub(crate) lookups: Arc<Lookups>,
     pub(super) layers: Layers,
     xml: Mutex<Option<XmlVersion>>,
-    /// Held while a description or an XML is written: what is in force can be asked for meanwhile.
+    /// Held while a description, an XML or what is said of points is written: what is in force can be asked for meanwhile.
     writing: Mutex<()>,
     recording: Mutex<Weak<Recording>>,
     seeding: Mutex<HashSet<VolumeId>>,
@@ -83,14 +88,17 @@ impl Shared {
                 .map_err(|e| HarborError::storage("sync", &folder, e))?;
         }
         let Found { bases, merging } = base::find(storage, &dir.join("base"), &mut report.removed)?;
-        let catalog = recover(storage, dir, &description.machine_id, &bases, report)?;
+        let mut catalog = recover(storage, dir, &description.machine_id, &bases, report)?;
         forget_marks_if_damaged(storage, dir, report)?;
+        let facts = take_facts(storage, dir, &mut catalog, report)?;
         let xml = xml::newest(storage, &dir.join("xml"))?;
         Ok(Shared {
             dir: dir.to_path_buf(),
             pace: Arc::new(Pace::new(&options, &description)),
             description: Mutex::new(description),
             catalog: Mutex::new(catalog),
+            facts: Mutex::new(facts),
+            pins: Arc::default(),
             bases: Mutex::new(bases),
             lookups: Arc::default(),
             layers: Layers::new(merging),
@@ -111,13 +119,17 @@ impl Shared {
         if recording.upgrade().is_some_and(|one| one.is_running()) {
             return Err(HarborError::Busy("a recording"));
         }
+        let _turn = self.turn_to_write();
         let _no_removal = self.keep_segments();
         let mut report = RecoveryReport::default();
         let (storage, bases) = (&*self.options.storage, self.bases().clone());
         // Nothing in it was promised, and its room may be needed.
         remove_parts(storage, &self.journal_dir(), &mut report)?;
-        let catalog = recover(storage, &self.dir, &self.machine_id(), &bases, &mut report)?;
+        let id = self.machine_id();
+        let mut catalog = recover(storage, &self.dir, &id, &bases, &mut report)?;
         forget_marks_if_damaged(storage, &self.dir, &report)?;
+        let facts = take_facts(storage, &self.dir, &mut catalog, &mut report)?;
+        *self.facts() = facts;
         *self.catalog() = catalog;
         Ok(report)
     }
@@ -136,6 +148,15 @@ impl Shared {
 
     pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {
         lock(&self.catalog)
+    }
+
+    pub(crate) fn facts(&self) -> MutexGuard<'_, Facts> {
+        lock(&self.facts)
+    }
+
+    /// Waits for the turn to write one of the harbor's small files.
+    pub(crate) fn turn_to_write(&self) -> MutexGuard<'_, ()> {
+        lock(&self.writing)
     }
 
     pub(crate) fn bases(&self) -> MutexGuard<'_, Vec<BasePoint>> {
@@ -158,12 +179,6 @@ impl Shared {
     /// Keeps segments from being opened, for whoever holds it for writing.
     pub(crate) fn removal(&self) -> &RwLock<()> {
         &self.removal
-    }
-
-    /// Returns the points that are kept, in order, and their records.
-    pub(crate) fn kept_points(&self) -> Vec<(PointId, Seq)> {
-        let catalog = self.catalog();
-        catalog.points.iter().map(|p| (p.id, p.seq)).collect()
     }
 
     /// Returns the last record that is in a base point of every volume that the machine has; none before they
@@ -199,7 +214,7 @@ impl Shared {
         &self,
         change: impl FnOnce(&mut MachineDescription),
     ) -> Result<()> {
-        let _turn = lock(&self.writing);
+        let _turn = self.turn_to_write();
         let mut desc = self.description();
         change(&mut desc);
         desc.format_version = FORMAT_VERSION;
@@ -224,7 +239,7 @@ impl Shared {
     }
 
     pub(crate) fn record_xml(&self, text: &str) -> Result<XmlVersion> {
-        let _turn = lock(&self.writing);
+        let _turn = self.turn_to_write();
         let newest = self.xml_version();
         let version = xml::keep(&*self.options.storage, &self.xml_dir(), newest, text)?;
         *lock(&self.xml) = Some(version);
@@ -356,6 +371,28 @@ fn forget_marks_if_damaged(
         Some(_) => marks::forget(storage, dir),
         None => Ok(()),
     }
+}
+
+/// Reads what was said of points since they were made, and brings the catalog's to it.
+fn take_facts(
+    storage: &dyn Storage,
+    dir: &Path,
+    catalog: &mut Catalog,
+    report: &mut RecoveryReport,
+) -> Result<Facts> {
+    let mut facts = facts::read(storage, dir)?;
+    // On the disk before a new point gets such a number.
+    if facts.forget_from(catalog.end.next_point) {
+        facts::write(storage, dir, &facts)?;
+    }
+    if let Some(first) = catalog.points.first()
+        && report.damage.is_empty()
+    {
+        facts.forget_before(first.id);
+    }
+    report.damage.extend(facts.damage());
+    facts.apply(&mut catalog.points);
+    Ok(facts)
 }
 
 /// Removes what unfinished work left in a folder.

@@ -300,6 +300,7 @@ impl Sequencer {
             grade,
             label,
             xml,
+            locked: false,
         };
         line.notices.push_back((seq, Notice::Point(point.clone())));
         Ok(Some(point))

@@ -239,6 +239,7 @@ mod tests {
             mode: Mode::Active,
             ack: None,
             flush_interval_ms: None,
+            policy: None,
             source: MachineSource::Qmp {
                 socket: "/nowhere".into(),
             },

@@ -46,6 +46,7 @@ pub(crate) fn description(sizes: &[u64]) -> MachineDescription {
         mode: Mode::Active,
         ack: None,
         flush_interval_ms: None,
+        policy: None,
         source: MachineSource::Qmp {
             socket: "/run/qmp".into(),
         },

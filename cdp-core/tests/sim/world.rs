@@ -131,6 +131,7 @@ impl World {
             mode: Mode::Active,
             ack: None,
             flush_interval_ms: None,
+            policy: None,
             source: MachineSource::Qmp {
                 socket: "/run/qmp".into(),
             },

@@ -280,6 +280,7 @@ fn harbor() -> Done {
         mode: Mode::Active,
         ack: None,
         flush_interval_ms: None,
+        policy: None,
         source: MachineSource::Qmp {
             socket: "/run/qmp".into(),
         },

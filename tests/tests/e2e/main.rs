@@ -36,6 +36,8 @@ mod room;
 
 mod resync;
 
+mod retention;
+
 mod soak;
 
 mod takeover;

@@ -129,6 +129,11 @@ pub(super) fn parse_here(text: &str) -> Result<At, AtError> {
     parse(text, Timestamp::now(), &TimeZone::system())
 }
 
+/// Parses several moments by the clock and the time zone of this machine.
+pub(super) fn parse_all(texts: &[String]) -> Result<Vec<At>, AtError> {
+    texts.iter().map(|text| parse_here(text)).collect()
+}
+
 fn moment(text: &str, zone: &TimeZone) -> Result<Timestamp, AtError> {
     let grammar = || AtError::Grammar { text: text.into() };
     if text

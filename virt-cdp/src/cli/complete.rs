@@ -1,6 +1,6 @@
 //! What Tab offers in the shell: verbs, options, their values, and the names the daemon knows.
 //!
-//! How: the commands themselves tell what may come next; a value called NAME, VIEW or TAKEOVER is asked
+//! How: the commands themselves tell what may come next; a value called NAME, VIEW, TAKEOVER or POLICY is asked
 //! of the daemon. Invariant: without a daemon there is less on offer, and nothing waits.
 
 use std::time::Duration;
@@ -35,6 +35,8 @@ pub enum Names {
     Views,
     /// The taken-over machines.
     Takeovers,
+    /// The policies.
+    Policies,
 }
 
 /// Returns what may stand where `partial` stands, after the words `before`; `ask` names things.
@@ -121,7 +123,8 @@ fn values(arg: &Arg, ask: &mut dyn FnMut(Names) -> Vec<String>) -> Vec<String> {
         Some("NAME") => ask(Names::Machines),
         Some("VIEW") => ask(Names::Views),
         Some("TAKEOVER") => ask(Names::Takeovers),
-        Some("T") => vec!["latest".into()],
+        Some("POLICY") => ask(Names::Policies),
+        Some("T" | "POINT") => vec!["latest".into()],
         Some("NET|none") => vec!["none".into()],
         _ => Vec::new(),
     }
@@ -158,6 +161,14 @@ impl LineHelper {
                     list.takeovers
                         .into_iter()
                         .map(|takeover| takeover.name)
+                        .collect()
+                }),
+            Names::Policies => client
+                .call(async |api| in_time(api.list_policies(v1::Empty {})).await)
+                .map(|list| {
+                    list.policies
+                        .into_iter()
+                        .map(|policy| policy.name)
                         .collect()
                 }),
         };

@@ -66,6 +66,8 @@ pub(super) fn describe(machine: &v1::Machine) -> String {
         ),
         ("Journal", format_size(machine.journal_bytes)),
         ("Base points", format_size(machine.base_bytes)),
+        ("Policy", policy(machine)),
+        ("Size limit", size_limit(machine)),
         (
             "IO buffer",
             format!(
@@ -129,6 +131,22 @@ pub(super) fn ack(machine: &v1::Machine) -> String {
 pub(super) fn flush_interval(machine: &v1::Machine) -> String {
     let interval = every(machine.flush_interval_ms);
     format!("{interval}, {}", chosen(machine.flush_interval_own))
+}
+
+/// The policy its points are kept by, and what is wrong with that.
+fn policy(machine: &v1::Machine) -> String {
+    match machine.policy_problem.as_str() {
+        "" => machine.policy.clone(),
+        problem => format!("{}; {problem}", machine.policy),
+    }
+}
+
+/// How large its harbor may be before that is told, and how it stands to that.
+fn size_limit(machine: &v1::Machine) -> String {
+    match machine.size_limit_bytes {
+        0 => "-".into(),
+        limit => format!("{}, {}", format_size(limit), machine.size_state),
+    }
 }
 
 fn chosen(own: bool) -> &'static str {

@@ -67,6 +67,10 @@ document! {
         gaps: Vec<Gap> = all(&m.gaps),
         last_resync: Option<Resync> = m.last_resync.as_ref().map(Into::into),
         coverage: Vec<Span> = all(&m.coverage),
+        policy: String = m.policy.clone(),
+        policy_problem: String = m.policy_problem.clone(),
+        size_limit_bytes: u64 = m.size_limit_bytes,
+        size_state: String = m.size_state.clone(),
         created: Option<String> = time(m.created_ns),
     }
 }
@@ -142,6 +146,7 @@ document! {
         grade: String = p.grade.clone(),
         label: String = p.label.clone(),
         seq: u64 = p.seq,
+        locked: bool = p.locked,
     }
 }
 
@@ -236,6 +241,49 @@ document! {
         truncated: bool = l.truncated,
         gaps: Vec<Gap> = all(&l.gaps),
         coverage: Vec<Span> = all(&l.coverage),
+    }
+}
+
+document! {
+    /// `point-lock`, `point-unlock`, `point-label`: the points as they are then.
+    PointChanges(c: v1::PointChanges) { points: Vec<Point> = all(&c.points), }
+}
+
+document! {
+    /// `point-delete`: the points as they were.
+    DeletedPoints(c: v1::PointChanges) {
+        points: Vec<Point> = all(&c.points),
+        freed_bytes: u64 = c.freed_bytes,
+    }
+}
+
+document! {
+    /// `policy-show`, `policy-set`; in `policy-list` as `policies`. A class that is not used has 0.
+    Policy(p: v1::Policy) {
+        name: String = p.name.clone(),
+        all_ms: u64 = p.all_ms,
+        hourly_ms: u64 = p.hourly_ms,
+        daily_ms: u64 = p.daily_ms,
+        weekly_ms: u64 = p.weekly_ms,
+        monthly_ms: u64 = p.monthly_ms,
+        size_limit_bytes: u64 = p.size_limit_bytes,
+        origin: String = p.origin.clone(),
+        machines: Vec<String> = p.machines.clone(),
+    }
+}
+
+document! {
+    /// `policy-list`.
+    Policies(l: v1::PolicyList) { policies: Vec<Policy> = all(&l.policies), }
+}
+
+document! {
+    /// `policy-preview`: `points` are those that would go, `kept` is how many would stay.
+    PolicyPreview(p: v1::PolicyPreview) {
+        policy: Option<Policy> = p.policy.as_ref().map(Into::into),
+        points: Vec<Point> = all(&p.points),
+        kept: u64 = p.kept,
+        freed_bytes: u64 = p.freed_bytes,
     }
 }
 

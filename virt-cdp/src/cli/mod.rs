@@ -18,7 +18,16 @@ mod host_uninstall;
 mod info;
 mod list;
 mod point_create;
+mod point_delete;
+mod point_label;
 mod point_list;
+mod point_lock;
+mod point_unlock;
+mod policy_assign;
+mod policy_list;
+mod policy_preview;
+mod policy_set;
+mod policy_show;
 mod protect;
 mod resume;
 mod status;
@@ -37,6 +46,8 @@ mod view_open;
 mod coverage;
 mod job;
 mod json;
+mod points;
+mod policy;
 mod progress;
 mod text;
 
@@ -65,6 +76,17 @@ T is one of
   2026-11-22T04:12:01.5Z       RFC 3339
 
 The newest point not later than T is taken, and named in the answer.";
+
+/// What is said about POINT below the help of the commands that have it.
+const POINT_HELP: &str = "\
+POINT is one of
+  latest                       the newest point
+  123                          the point of that id
+  30s, 5m, 2h, 1d              that long ago
+  2026-11-22 05:12:01[.123]    local time
+  2026-11-22T04:12:01.5Z       RFC 3339
+
+The newest point not later is taken, and named in the answer.";
 
 /// Continuous data protection for libvirt/KVM machines: every write is kept, and every second can be
 /// looked at, started, or taken out again
@@ -105,6 +127,15 @@ enum Command {
     Resume(resume::Args),
     PointList(point_list::Args),
     PointCreate(point_create::Args),
+    PointLabel(point_label::Args),
+    PointLock(point_lock::Args),
+    PointUnlock(point_unlock::Args),
+    PointDelete(point_delete::Args),
+    PolicyList(policy_list::Args),
+    PolicyShow(policy_show::Args),
+    PolicySet(policy_set::Args),
+    PolicyAssign(policy_assign::Args),
+    PolicyPreview(policy_preview::Args),
     ViewOpen(view_open::Args),
     ViewList(view_list::Args),
     ViewClose(view_close::Args),
@@ -140,6 +171,15 @@ impl Command {
             Self::Resume(args) => resume::run(args, session),
             Self::PointList(args) => point_list::run(args, session),
             Self::PointCreate(args) => point_create::run(args, session),
+            Self::PointLabel(args) => point_label::run(args, session),
+            Self::PointLock(args) => point_lock::run(args, session),
+            Self::PointUnlock(args) => point_unlock::run(args, session),
+            Self::PointDelete(args) => point_delete::run(args, session),
+            Self::PolicyList(args) => policy_list::run(args, session),
+            Self::PolicyShow(args) => policy_show::run(args, session),
+            Self::PolicySet(args) => policy_set::run(args, session),
+            Self::PolicyAssign(args) => policy_assign::run(args, session),
+            Self::PolicyPreview(args) => policy_preview::run(args, session),
             Self::ViewOpen(args) => view_open::run(args, session),
             Self::ViewList(args) => view_list::run(args, session),
             Self::ViewClose(args) => view_close::run(args, session),

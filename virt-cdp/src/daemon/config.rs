@@ -6,6 +6,7 @@
 //! Invariant: a `Config` that exists is within all bounds below.
 
 use std::{
+    collections::BTreeMap,
     fmt, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -13,6 +14,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
+use super::policy::{self, Policy, Tidy};
 use crate::units;
 
 /// Where the configuration is looked for unless `--config` says otherwise.
@@ -81,6 +83,11 @@ pub struct Config {
     pub log_level: String,
     /// How writes are captured and kept.
     pub capture: Capture,
+    /// How points are kept, by name; `default` is always there.
+    #[serde(deserialize_with = "policy::configured")]
+    pub policy: BTreeMap<String, Policy>,
+    /// What is done with what is kept.
+    pub tidy: Tidy,
     /// Where takeovers live.
     pub takeover: Takeover,
     /// Which libvirt is asked.
@@ -155,6 +162,8 @@ impl Default for Config {
             socket_group: None,
             log_level: "info".into(),
             capture: Capture::default(),
+            policy: policy::built_in(),
+            tidy: Tidy::default(),
             takeover: Takeover::default(),
             libvirt: Libvirt::default(),
         }
@@ -305,7 +314,7 @@ fn explain(error: &toml::de::Error, text: &str, path: &Path) -> ConfigError {
     }
 }
 
-/// Returns the key on a line with the table it is in, as `capture.ack`.
+/// Returns the key on a line with the table it is in, as `capture.ack`; the table itself on the line of its name.
 fn key_on(text: &str, line: usize) -> Option<String> {
     let mut table = "";
     for above in text.lines().take(line) {
@@ -317,7 +326,11 @@ fn key_on(text: &str, line: usize) -> Option<String> {
             table = name.0;
         }
     }
-    let key = text.lines().nth(line - 1)?.split_once('=')?.0.trim();
+    let on_line = text.lines().nth(line - 1)?;
+    if on_line.trim().starts_with('[') {
+        return Some(table.into());
+    }
+    let key = on_line.split_once('=')?.0.trim();
     Some(if table.is_empty() {
         key.into()
     } else {
@@ -326,12 +339,12 @@ fn key_on(text: &str, line: usize) -> Option<String> {
 }
 
 /// Stands between what is wrong and its cure in the messages that go through serde.
-const HINT_MARK: &str = "\u{1}";
+pub(super) const HINT_MARK: &str = "\u{1}";
 
 /// The least and the most of a value.
 pub(crate) struct Bounds<T> {
-    least: T,
-    most: T,
+    pub(super) least: T,
+    pub(super) most: T,
 }
 
 impl<T: PartialOrd + Copy> Bounds<T> {
@@ -366,7 +379,7 @@ impl<T: PartialOrd + Copy> Bounds<T> {
     }
 }
 
-fn duration<'de, D: Deserializer<'de>>(
+pub(super) fn duration<'de, D: Deserializer<'de>>(
     from: D,
     bounds: &Bounds<Duration>,
 ) -> Result<Duration, D::Error> {
@@ -379,7 +392,10 @@ fn duration<'de, D: Deserializer<'de>>(
     bounds.check(value, &text, units::format_duration)
 }
 
-fn size<'de, D: Deserializer<'de>>(from: D, bounds: &Bounds<u64>) -> Result<u64, D::Error> {
+pub(super) fn size<'de, D: Deserializer<'de>>(
+    from: D,
+    bounds: &Bounds<u64>,
+) -> Result<u64, D::Error> {
     let text = String::deserialize(from)?;
     let value = units::parse_size(&text).map_err(|error| {
         D::Error::custom(format!(
@@ -455,7 +471,7 @@ fn empty_for_no_text<S: Serializer>(text: &Option<String>, to: S) -> Result<S::O
     text.as_deref().unwrap_or("").serialize(to)
 }
 
-fn put_duration<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
+pub(super) fn put_duration<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&units::format_duration(*value))
 }
 

@@ -10,6 +10,7 @@ pub mod args;
 pub mod config;
 pub mod error;
 pub mod logs;
+pub mod policy;
 
 pub mod lock;
 pub mod notify;

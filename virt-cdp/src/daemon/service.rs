@@ -159,6 +159,15 @@ calls! {
     get_machine(v1::MachineRequest) -> v1::Machine = |engine, message| engine.get_machine(message);
     list_points(v1::ListPointsRequest) -> v1::PointList = |engine, message| engine.list_points(message);
     create_point(v1::CreatePointRequest) -> v1::CreatePointReply = |engine, message| engine.create_point(message);
+    lock_points(v1::PointsRequest) -> v1::PointChanges = |engine, message| engine.lock_points(message);
+    unlock_points(v1::PointsRequest) -> v1::PointChanges = |engine, message| engine.unlock_points(message);
+    label_point(v1::LabelPointRequest) -> v1::PointChanges = |engine, message| engine.label_point(message);
+    delete_points(v1::PointsRequest) -> v1::PointChanges = |engine, message| engine.delete_points(message);
+    list_policies(v1::Empty) -> v1::PolicyList = |engine, _| engine.list_policies();
+    get_policy(v1::PolicyRequest) -> v1::Policy = |engine, message| engine.get_policy(message);
+    set_policy(v1::SetPolicyRequest) -> v1::Policy = |engine, message| engine.set_policy(message);
+    assign_policy(v1::AssignPolicyRequest) -> v1::Machine = |engine, message| engine.assign_policy(message);
+    preview_policy(v1::PreviewPolicyRequest) -> v1::PolicyPreview = |engine, message| engine.preview_policy(message);
     open_view(v1::OpenViewRequest) -> v1::View = |engine, message| engine.open_view(message);
     list_views(v1::Empty) -> v1::ViewList = |engine, _| engine.list_views();
     close_view(v1::CloseViewRequest) -> v1::Empty = |engine, message| engine.close_view(message).map(empty);

@@ -12,13 +12,15 @@ use super::{
     Engine,
     errors::from_harbor,
     export, guard,
+    keeping::check_label,
     machine::{Machine, OBEY_DEADLINE, PointWish, State},
     messages, moments,
     quiesce::Made,
+    tidy,
     views::Holder,
 };
 use crate::{
-    api::{self, ApiError, ApiErrorKind, ApiResult, v1},
+    api::{self, ApiResult, v1},
     daemon::config::Config,
 };
 
@@ -47,6 +49,9 @@ impl api::Engine for EngineHandle {
         let machines: Vec<Arc<Machine>> = guard(&engine.machines).values().cloned().collect();
         let mut problems = guard(&engine.problems).clone();
         problems.extend(engine.room.low().map(|low| low.to_string()));
+        let policies = engine.policies.problem();
+        let are_known = policies.is_none();
+        problems.extend(policies);
         for machine in &machines {
             let status = machine.status();
             if status.state == State::Failed {
@@ -54,6 +59,10 @@ impl api::Engine for EngineHandle {
                     "machine '{}' is not captured: {}",
                     machine.name, status.detail
                 ));
+            }
+            let of_machine = |what| format!("machine '{}': {what}", machine.name);
+            if are_known {
+                problems.extend(tidy::problems(machine).into_iter().map(of_machine));
             }
         }
         problems.extend(engine.markers.problems());
@@ -136,13 +145,7 @@ impl api::Engine for EngineHandle {
     }
 
     fn create_point(&self, request: v1::CreatePointRequest) -> ApiResult<v1::CreatePointReply> {
-        if let Some(bad) = request.label.chars().find(|c| c.is_control()) {
-            return Err(ApiError::new(
-                ApiErrorKind::InvalidArgument,
-                format!("the label has the character {bad:?} in it"),
-            )
-            .hint("use one line of printable characters"));
-        }
+        check_label(&request.label)?;
         let label = (!request.label.is_empty()).then_some(request.label);
         let machine = self.0.machine(&request.name)?;
         let made = match request.quiesce {
@@ -162,6 +165,42 @@ impl api::Engine for EngineHandle {
             note: made.note,
             frozen_ms: u64::try_from(made.frozen.as_millis()).unwrap_or(u64::MAX),
         })
+    }
+
+    fn lock_points(&self, request: v1::PointsRequest) -> ApiResult<v1::PointChanges> {
+        self.0.lock_points(&request, true)
+    }
+
+    fn unlock_points(&self, request: v1::PointsRequest) -> ApiResult<v1::PointChanges> {
+        self.0.lock_points(&request, false)
+    }
+
+    fn label_point(&self, request: v1::LabelPointRequest) -> ApiResult<v1::PointChanges> {
+        self.0.label_point(&request)
+    }
+
+    fn delete_points(&self, request: v1::PointsRequest) -> ApiResult<v1::PointChanges> {
+        self.0.delete_points(&request)
+    }
+
+    fn list_policies(&self) -> ApiResult<v1::PolicyList> {
+        self.0.list_policies()
+    }
+
+    fn get_policy(&self, request: v1::PolicyRequest) -> ApiResult<v1::Policy> {
+        self.0.get_policy(&request.name)
+    }
+
+    fn set_policy(&self, request: v1::SetPolicyRequest) -> ApiResult<v1::Policy> {
+        self.0.set_policy(&request)
+    }
+
+    fn assign_policy(&self, request: v1::AssignPolicyRequest) -> ApiResult<v1::Machine> {
+        self.0.assign_policy(&request)
+    }
+
+    fn preview_policy(&self, request: v1::PreviewPolicyRequest) -> ApiResult<v1::PolicyPreview> {
+        self.0.preview_policy(&request)
     }
 
     fn open_view(&self, request: v1::OpenViewRequest) -> ApiResult<v1::View> {

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use cdp_core::HarborError;
+use cdp_core::{HarborError, Held};
 use libvirt_driver::{ErrorKind, LibvirtError};
 use qemu_hook::monitor::MonitorError;
 
@@ -56,6 +56,16 @@ pub(crate) fn from_harbor(error: HarborError) -> ApiError {
         HarborError::NoSuchPoint(_) => {
             (K::NotFound, Some("see point-list for the points there are"))
         }
+        HarborError::PointHeld { why, .. } => (
+            K::FailedPrecondition,
+            Some(match why {
+                Held::Locked => "unlock it first: virt-cdp point-unlock",
+                Held::InUse => {
+                    "close the view, wait for the export, or commit or discard the takeover, first"
+                }
+                Held::Newest => "make another one first: virt-cdp point-create",
+            }),
+        ),
         HarborError::NotSeeded(_) => (
             K::FailedPrecondition,
             Some("wait until the seed has finished; see info"),

@@ -19,7 +19,17 @@ use cdp_core::{
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
-    engine::{errors::from_harbor, guard, pace::PaceWish, quiesce::Quiet, reading::ReadProgress},
+    daemon::policy::DEFAULT,
+    engine::{
+        errors::from_harbor,
+        guard,
+        pace::PaceWish,
+        policies::{InForce, Policies},
+        quiesce::Quiet,
+        reading::ReadProgress,
+        slot::Slot,
+        tidy::Notes,
+    },
 };
 
 /// How long a command may take; a detach waits for QEMU.
@@ -183,6 +193,12 @@ pub(crate) struct Machine {
     /// The user's name for it.
     pub(crate) name: String,
     harbor: Harbor,
+    policies: Arc<Policies>,
+    /// Changes of what is kept, as somebody asks for them.
+    pub(crate) asked: Slot,
+    /// The round of what is done by itself with what is kept, and how its last one went.
+    pub(crate) tidying: Slot,
+    pub(crate) notes: Notes,
     /// Held while a quiesced point is made: one at a time.
     quiescing: Mutex<()>,
     status: Mutex<Status>,
@@ -196,7 +212,11 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// A machine whose supervisor is about to be started with the receiver.
-    pub(crate) fn new(harbor: Harbor, left_out: Vec<String>) -> (Self, mpsc::Receiver<Command>) {
+    pub(crate) fn new(
+        harbor: Harbor,
+        left_out: Vec<String>,
+        policies: Arc<Policies>,
+    ) -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel();
         let status = Status {
             state: State::Starting,
@@ -212,6 +232,10 @@ impl Machine {
         let machine = Self {
             name: harbor.description().name,
             harbor,
+            policies,
+            asked: Slot::default(),
+            tidying: Slot::default(),
+            notes: Notes::default(),
             quiescing: Mutex::default(),
             status: Mutex::new(status),
             commands,
@@ -230,6 +254,23 @@ impl Machine {
     /// The machine's description.
     pub(crate) fn description(&self) -> MachineDescription {
         self.harbor().description()
+    }
+
+    /// The name of the policy its points are kept by, and the policy itself if it is known.
+    pub(crate) fn policy(&self) -> (String, Option<InForce>) {
+        let name = self.description().policy.unwrap_or_else(|| DEFAULT.into());
+        let policy = self.policies.get(&name);
+        (name, policy)
+    }
+
+    /// Lets nothing more be done with what is kept, and waits for what is under way.
+    pub(crate) fn close(&self, give_up: Instant) {
+        for slot in [&self.asked, &self.tidying] {
+            if !slot.close(give_up) {
+                let machine = &self.name;
+                tracing::error!(machine, "work on its harbor is left behind: its disk hangs");
+            }
+        }
     }
 
     /// What the machine is doing.

@@ -1,6 +1,6 @@
 //! What the engine knows, as the API's messages.
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use cdp_core::{AckRule, Gap, Grade, MachineDescription, MachineSource, Point, Timestamp};
 
@@ -9,6 +9,8 @@ use crate::{
     engine::{
         coverage,
         machine::{Doubt, Machine, Resync, State, Status, now},
+        policies::InForce,
+        tidy,
     },
 };
 
@@ -36,6 +38,7 @@ pub(crate) fn point(point: &Point) -> v1::Point {
         },
         label: point.label.clone().unwrap_or_default(),
         seq: point.seq.0,
+        locked: point.locked,
     }
 }
 
@@ -123,6 +126,23 @@ fn detail(name: &str, status: &Status) -> String {
     parts.join("; ")
 }
 
+/// A policy, and the machines whose points are kept by it.
+pub(crate) fn policy(name: &str, in_force: InForce, machines: Vec<String>) -> v1::Policy {
+    let keep = in_force.policy.keep;
+    let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    v1::Policy {
+        name: name.to_owned(),
+        all_ms: ms(keep.all),
+        hourly_ms: ms(keep.hourly),
+        daily_ms: ms(keep.daily),
+        weekly_ms: ms(keep.weekly),
+        monthly_ms: ms(keep.monthly),
+        size_limit_bytes: in_force.policy.size_limit,
+        origin: in_force.origin.name().into(),
+        machines,
+    }
+}
+
 /// A machine with all there is to tell.
 pub(crate) fn machine(machine: &Machine) -> v1::Machine {
     let harbor = machine.harbor();
@@ -143,6 +163,7 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
         done_bytes: p.done.load(Ordering::Relaxed),
         total_bytes: p.total.load(Ordering::Relaxed),
     });
+    let (policy_name, in_force) = machine.policy();
     let all_gaps = self::gaps(&gaps, points.last(), status.state);
     v1::Machine {
         name: description.name.clone(),
@@ -191,5 +212,9 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
         ack_own: description.ack.is_some(),
         flush_interval_ms: u64::try_from(harbor.flush_interval().as_millis()).unwrap_or(u64::MAX),
         flush_interval_own: description.flush_interval_ms.is_some(),
+        policy: policy_name,
+        policy_problem: tidy::policy_problem(machine).unwrap_or_default(),
+        size_limit_bytes: in_force.map_or(0, |in_force| in_force.policy.size_limit),
+        size_state: tidy::size_state(usage, in_force).name().into(),
     }
 }

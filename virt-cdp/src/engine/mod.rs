@@ -20,6 +20,10 @@ mod protect;
 
 mod room;
 
+mod policies;
+
+mod slot;
+
 mod watch;
 
 mod machine;
@@ -43,6 +47,10 @@ mod coverage;
 mod messages;
 
 mod moments;
+
+mod keeping;
+
+mod tidy;
 
 mod views;
 
@@ -74,11 +82,13 @@ use self::{
     errors::{from_harbor, from_libvirt},
     jobs::Jobs,
     machine::Machine,
+    policies::Policies,
     quiesce::{Made, marker::Markers, watch::Watch},
     room::{Reserve, Room},
     source::{DomainSource, QmpSource, Source},
     supervisor::Setting,
     takeovers::Takeovers,
+    tidy::Ticking,
     views::{Access, Views},
     watch::TapWatch,
 };
@@ -99,6 +109,7 @@ pub struct Engine {
     private_dir: PathBuf,
     watch: Arc<TapWatch>,
     room: Arc<Room>,
+    policies: Arc<Policies>,
     machines: Mutex<BTreeMap<String, Arc<Machine>>>,
     hypervisors: Mutex<BTreeMap<String, Hypervisor>>,
     views: Arc<Views>,
@@ -108,6 +119,8 @@ pub struct Engine {
     problems: Mutex<Vec<String>>,
     /// Held while machines come or go, so that two calls cannot make the same one.
     roster: Mutex<()>,
+    /// Goes over what is kept, once everything is open.
+    ticking: Mutex<Option<Ticking>>,
 }
 
 impl Engine {
@@ -140,14 +153,12 @@ impl Engine {
             bytes: config.capture.reserve,
             segment: config.capture.segment_size,
         };
-        let room = Room::watch(&harbors, reserve).map_err(|e| {
-            let what = format!("cannot start a thread: {e}");
-            ApiError::new(ApiErrorKind::ResourceExhausted, what)
-        })?;
+        let room = Room::watch(&harbors, reserve).map_err(|e| thread_error(&e))?;
         let engine = Arc::new(Self {
             config: config.clone(),
             watch,
             room,
+            policies: Arc::new(Policies::open(&config.state_dir, config.policy.clone())),
             harbors,
             private_dir,
             machines: Mutex::default(),
@@ -158,6 +169,7 @@ impl Engine {
             jobs: Jobs::default(),
             problems: Mutex::new(problems),
             roster: Mutex::default(),
+            ticking: Mutex::default(),
         });
         // Before anything else: somebody's writes may be waiting for it.
         for (path, owed) in owed {
@@ -166,6 +178,9 @@ impl Engine {
         }
         engine.open_harbors()?;
         engine.watch.refuse_rest();
+        let ticking = tidy::start(Arc::downgrade(&engine), config.tidy.interval)
+            .map_err(|e| thread_error(&e))?;
+        *guard(&engine.ticking) = Some(ticking);
         Ok(engine)
     }
 
@@ -218,7 +233,8 @@ impl Engine {
     ) -> ApiResult<Arc<Machine>> {
         let description = harbor.description();
         let source = self.source(&description.source, &description.volumes)?;
-        let (machine, commands) = Machine::new(harbor, left_out);
+        let policies = Arc::clone(&self.policies);
+        let (machine, commands) = Machine::new(harbor, left_out, policies);
         let machine = Arc::new(machine);
         let setting = Setting {
             source,
@@ -228,12 +244,7 @@ impl Engine {
             room: Arc::clone(&self.room),
             inherited: self.watch.inherited(&description.machine_id),
         };
-        supervisor::start(&machine, commands, setting).map_err(|e| {
-            ApiError::new(
-                ApiErrorKind::ResourceExhausted,
-                format!("cannot start a thread: {e}"),
-            )
-        })?;
+        supervisor::start(&machine, commands, setting).map_err(|e| thread_error(&e))?;
         guard(&self.machines).insert(machine.name.clone(), Arc::clone(&machine));
         Ok(machine)
     }
@@ -392,6 +403,13 @@ fn raise_descriptor_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
+}
+
+fn thread_error(error: &std::io::Error) -> ApiError {
+    ApiError::new(
+        ApiErrorKind::ResourceExhausted,
+        format!("cannot start a thread: {error}"),
+    )
 }
 
 fn guard_error(error: &std::io::Error) -> ApiError {

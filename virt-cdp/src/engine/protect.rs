@@ -285,6 +285,7 @@ impl Engine {
             mode: Mode::Active,
             ack: None,
             flush_interval_ms: None,
+            policy: None,
             source: asked.source.clone(),
             volumes,
         };
@@ -344,7 +345,9 @@ impl Engine {
         let machine = guard(&self.machines).remove(name);
         if let Some(machine) = machine {
             machine.begin_shutdown();
-            machine.join(Instant::now() + COMMAND_DEADLINE);
+            let give_up = Instant::now() + COMMAND_DEADLINE;
+            machine.join(give_up);
+            machine.close(give_up);
         }
     }
 

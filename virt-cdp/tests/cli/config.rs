@@ -2,7 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use virt_cdp::daemon::config::{Ack, Config};
+use virt_cdp::daemon::{
+    config::{Ack, Config},
+    policy::Policy,
+};
 
 const SHIPPED: &str = include_str!("../../../plugins/host/virtcdpd.toml");
 
@@ -42,6 +45,35 @@ fn values_are_taken() {
 }
 
 #[test]
+fn policies_are_taken_by_their_names() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let parse = |text| Config::parse(text, Path::new("x")).unwrap();
+    let text = "[policy.long]\nall = \"2w\"\nmonthly = \"3650d\"\nsize_limit = \"500G\"\n[tidy]\ninterval = \"1s\"";
+    let config = parse(text);
+    assert_eq!(
+        config.policy.keys().collect::<Vec<_>>(),
+        ["default", "long"]
+    );
+    assert_eq!(config.policy["default"], Policy::built_in());
+    let long = config.policy["long"];
+    assert_eq!((long.keep.all, long.keep.monthly), (14 * DAY, 3650 * DAY));
+    assert_eq!(
+        (long.keep.hourly, long.keep.daily, long.size_limit),
+        (Duration::ZERO, Duration::ZERO, 500 << 30),
+        "an absent key is a class that is not used"
+    );
+    assert_eq!(config.tidy.interval, Duration::from_secs(1));
+    // In `default` it has the built-in value.
+    let default = parse("[policy.default]\nall = \"2h\"\nweekly = \"0s\"").policy["default"];
+    let expected = Policy::built_in();
+    assert_eq!(
+        (default.keep.all, default.keep.weekly),
+        (DAY / 12, Duration::ZERO)
+    );
+    assert_eq!(default.keep.monthly, expected.keep.monthly);
+}
+
+#[test]
 fn an_error_names_the_key_the_line_and_the_cure() {
     let table = [
         (
@@ -69,6 +101,27 @@ fn an_error_names_the_key_the_line_and_the_cure() {
             "state_dir = \"here\"",
             "c.toml, line 1: state_dir: `here` is no absolute path",
             "start it with /",
+        ),
+        (
+            "[policy.a]\nall = \"1d\"\n[policy.long]\ndaily = \"40000d\"",
+            "c.toml, line 4: policy.long.daily: 40000d is above the most, 36500d",
+            "give 0s to 36500d",
+        ),
+        (
+            "[policy.long]\nyearly = \"1d\"",
+            "c.toml, line 2: policy.long.yearly: there is no key `yearly`",
+            "known is one of `all`, `hourly`, `daily`, `weekly`, `monthly`, `size_limit` here; \
+             plugins/host/virtcdpd.toml shows them all",
+        ),
+        (
+            "log_level = \"info\"\n[policy.long]\nsize_limit = \"500G\"",
+            "c.toml, line 2: policy.long: policy `long` keeps nothing but the newest point",
+            "give at least one of all, hourly, daily, weekly, monthly a span",
+        ),
+        (
+            "[policy.\"a b\"]\nall = \"1d\"",
+            "c.toml, line 1: policy.\"a b\": \"a b\" is no name of a policy",
+            "use 1 to 64 letters, digits, '-', '_' and '.'",
         ),
         (
             "[libvirt]\nurl = \"qemu:///system\"",

@@ -127,6 +127,15 @@ fn a_command_line_that_is_wrong_is_a_usage_error() {
         &["view-open", "web1", "--at", "yesterday"],
         &["point-list", "web1", "--from", "soon"],
         &["point-list", "web1", "--limit", "0"],
+        &["point-lock", "web1"],
+        &["point-delete", "web1", "yesterday"],
+        &["point-label", "web1", "123"],
+        &["policy-set", "long"],
+        &["policy-set", "long", "--all", "forever"],
+        &["policy-set", "long", "--all", "36501d"],
+        &["policy-set", "long", "--all", "1d", "--reset"],
+        &["policy-set", "long", "--size-limit", "big"],
+        &["policy-assign", "web1"],
     ];
     for words in table {
         let ran = stage.run(words);

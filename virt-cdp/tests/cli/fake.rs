@@ -70,6 +70,7 @@ pub(crate) fn point() -> v1::Point {
         grade: "crash".into(),
         label: "before".into(),
         seq: 4567,
+        locked: true,
     }
 }
 
@@ -130,6 +131,36 @@ fn machine(name: &str, state: &str) -> v1::Machine {
         ack_own: true,
         flush_interval_ms: 200,
         flush_interval_own: false,
+        policy: "long".into(),
+        policy_problem: if name == "odd" {
+            "its policy 'long' is not known".into()
+        } else {
+            String::new()
+        },
+        size_limit_bytes: 6 << 30,
+        size_state: "critical".into(),
+    }
+}
+
+fn policy(name: &str) -> v1::Policy {
+    const DAY_MS: u64 = 86_400_000;
+    v1::Policy {
+        name: name.into(),
+        all_ms: DAY_MS,
+        hourly_ms: 7 * DAY_MS,
+        daily_ms: 30 * DAY_MS,
+        weekly_ms: 0,
+        monthly_ms: 365 * DAY_MS,
+        size_limit_bytes: 6 << 30,
+        origin: "policy-set".into(),
+        machines: vec!["web1".into(), "db 2".into()],
+    }
+}
+
+fn changes(freed_bytes: u64) -> v1::PointChanges {
+    v1::PointChanges {
+        points: vec![point()],
+        freed_bytes,
     }
 }
 
@@ -303,6 +334,74 @@ impl Engine for Fake {
             point: Some(point),
             note: note.into(),
             frozen_ms,
+        })
+    }
+
+    fn lock_points(&self, request: v1::PointsRequest) -> ApiResult<v1::PointChanges> {
+        self.note(&request);
+        check(&request.name)?;
+        Ok(changes(0))
+    }
+
+    fn unlock_points(&self, request: v1::PointsRequest) -> ApiResult<v1::PointChanges> {
+        self.note(&request);
+        check(&request.name)?;
+        Ok(changes(0))
+    }
+
+    fn label_point(&self, request: v1::LabelPointRequest) -> ApiResult<v1::PointChanges> {
+        self.note(&request);
+        check(&request.name)?;
+        Ok(changes(0))
+    }
+
+    fn delete_points(&self, request: v1::PointsRequest) -> ApiResult<v1::PointChanges> {
+        self.note(&request);
+        check(&request.name)?;
+        Ok(changes(3 << 20))
+    }
+
+    fn list_policies(&self) -> ApiResult<v1::PolicyList> {
+        let unused = v1::Policy {
+            name: "default".into(),
+            all_ms: 5_400_000,
+            origin: "built-in".into(),
+            ..Default::default()
+        };
+        Ok(v1::PolicyList {
+            policies: vec![unused, policy("long")],
+        })
+    }
+
+    fn get_policy(&self, request: v1::PolicyRequest) -> ApiResult<v1::Policy> {
+        check(&request.name)?;
+        Ok(policy(&request.name))
+    }
+
+    fn set_policy(&self, request: v1::SetPolicyRequest) -> ApiResult<v1::Policy> {
+        self.note(&request);
+        check(&request.name)?;
+        Ok(policy(&request.name))
+    }
+
+    fn assign_policy(&self, request: v1::AssignPolicyRequest) -> ApiResult<v1::Machine> {
+        self.note(&request);
+        check(&request.name)?;
+        Ok(machine(&request.name, "protected"))
+    }
+
+    fn preview_policy(&self, request: v1::PreviewPolicyRequest) -> ApiResult<v1::PolicyPreview> {
+        self.note(&request);
+        check(&request.name)?;
+        let points = match request.name.as_str() {
+            "many" => vec![point(); 25],
+            _ => vec![point()],
+        };
+        Ok(v1::PolicyPreview {
+            policy: Some(policy("long")),
+            points,
+            kept: 6,
+            freed_bytes: 3 << 20,
         })
     }
 

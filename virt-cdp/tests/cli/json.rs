@@ -21,7 +21,9 @@ fn document(stage: &Stage, words: &[&str]) -> Value {
 }
 
 fn point() -> Value {
-    json!({"id": 123, "time": TIME, "grade": "crash", "label": "before", "seq": 4567})
+    json!({
+        "id": 123, "time": TIME, "grade": "crash", "label": "before", "seq": 4567, "locked": true,
+    })
 }
 
 fn machine(name: &str, state: &str) -> Value {
@@ -65,6 +67,10 @@ fn machine(name: &str, state: &str) -> Value {
             }],
         },
         "coverage": coverage(),
+        "policy": "long",
+        "policy_problem": "",
+        "size_limit_bytes": 6_442_450_944_u64,
+        "size_state": "critical",
         "created": TIME,
     })
 }
@@ -80,8 +86,16 @@ fn coverage() -> Value {
 /// A point that was just made, in `grade`.
 fn new_point(grade: &str, note: &str, frozen_ms: u64) -> Value {
     json!({
-        "id": 123, "time": TIME, "grade": grade, "label": "before", "seq": 4567,
+        "id": 123, "time": TIME, "grade": grade, "label": "before", "seq": 4567, "locked": true,
         "note": note, "frozen_ms": frozen_ms,
+    })
+}
+
+fn policy(name: &str) -> Value {
+    json!({
+        "name": name, "all_ms": 86_400_000, "hourly_ms": 604_800_000, "daily_ms": 2_592_000_000_u64, "weekly_ms": 0,
+        "monthly_ms": 31_536_000_000_u64, "size_limit_bytes": 6_442_450_944_u64, "origin": "policy-set",
+        "machines": ["web1", "db 2"],
     })
 }
 
@@ -159,6 +173,29 @@ fn the_documents_are_as_promised() {
             &["point-create", "no-agent", "--quiesce", "--label", "before"],
             new_point("crash", "it has no guest agent", 0),
         ),
+        (&["point-lock", "web1", "123"], json!({"points": [point()]})),
+        (
+            &["point-unlock", "web1", "123", "latest"],
+            json!({"points": [point()]}),
+        ),
+        (
+            &["point-label", "web1", "123", "before"],
+            json!({"points": [point()]}),
+        ),
+        (
+            &["point-delete", "web1", "123"],
+            json!({"points": [point()], "freed_bytes": 3_145_728}),
+        ),
+        (&["policy-show", "long"], policy("long")),
+        (&["policy-set", "long", "--all", "1d"], policy("long")),
+        (
+            &["policy-assign", "web1", "long"],
+            machine("web1", "protected"),
+        ),
+        (
+            &["policy-preview", "web1"],
+            json!({"policy": policy("long"), "points": [point()], "kept": 6, "freed_bytes": 3_145_728}),
+        ),
         (&["view-open", "web1", "--at", "latest"], view()),
         (&["view-list"], json!({"views": [view()]})),
         (
@@ -190,6 +227,21 @@ fn the_documents_are_as_promised() {
     for (words, expected) in table {
         assert_eq!(&document(&stage, words), expected, "{words:?}");
     }
+}
+
+#[test]
+fn policies_come_as_a_list() {
+    let stage = Stage::new();
+    let list = document(&stage, &["policy-list"]);
+    let names: Vec<&Value> = list["policies"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| &p["name"])
+        .collect();
+    assert_eq!(names, ["default", "long"]);
+    assert_eq!(list["policies"][1], policy("long"));
+    assert_eq!(list["policies"][0]["all_ms"], 5_400_000);
 }
 
 #[test]

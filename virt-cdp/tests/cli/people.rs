@@ -15,9 +15,9 @@ fn tables_look_like_virsh() {
     );
     assert_eq!(
         stage.run(&["point-list", "web1"]).good(),
-        "\x20Id    Time                      Grade   Label
--------------------------------------------------
- 123   2026-01-02 03:04:05.123   crash   before
+        "\x20Id    Time                      Grade   Locked   Label
+----------------------------------------------------------
+ 123   2026-01-02 03:04:05.123   crash   yes      before
 (there are older ones)
 
 Coverage: |#######################################+| 98.3 % of 1h1m, 1 gap
@@ -228,6 +228,110 @@ fn ack_and_flush_interval_are_asked_for_and_shown() {
         "{info}"
     );
     assert!(info.contains("200ms, as configured\n"), "{info}");
+}
+
+#[test]
+fn points_are_named_after_what_was_done_to_them() {
+    let stage = Stage::new();
+    let table: [(&[&str], &str, &str); 4] = [
+        (
+            &["point-lock", "web1", "123", "latest"],
+            "point 123, 2026-01-02 03:04:05.123 (before): locked\n",
+            "at: [At { at: Some(Point(123)) }, At { at: Some(Latest(true)) }]",
+        ),
+        (
+            &["point-unlock", "web1", "2026-01-02 03:04:05.123"],
+            "point 123, 2026-01-02 03:04:05.123 (before): unlocked\n",
+            "at: [At { at: Some(TimeNs(1767323045123999999)) }]",
+        ),
+        (
+            &["point-label", "web1", "123", ""],
+            "point 123, 2026-01-02 03:04:05.123 (before): labelled\n",
+            "at: Some(At { at: Some(Point(123)) }), label: \"\"",
+        ),
+        (
+            &["point-delete", "web1", "123"],
+            "point 123, 2026-01-02 03:04:05.123 (before): deleted\nfrees 3 MiB at least\n",
+            "at: [At { at: Some(Point(123)) }]",
+        ),
+    ];
+    for (words, said, asked) in table {
+        assert_eq!(stage.run(words).good(), said, "{words:?}");
+        assert!(
+            stage.asked().contains(asked),
+            "{words:?}: {}",
+            stage.asked()
+        );
+    }
+}
+
+#[test]
+fn policies_are_shown_set_and_looked_ahead() {
+    let stage = Stage::new();
+    assert_eq!(
+        stage.run(&["policy-list"]).good(),
+        "\x20Name      All     Hourly   Daily   Weekly   Monthly   Size limit   From         Machines
+---------------------------------------------------------------------------------------------
+ default   1h30m   -        -       -        -         -            built-in     -
+ long      1d      7d       30d     -        365d      6 GiB        policy-set   web1, db 2
+"
+    );
+    let shown = stage.run(&["policy-show", "long"]).good();
+    assert!(
+        shown.contains("One an hour: 7d\nOne a day:   30d\nOne a week:  -\n"),
+        "{shown}"
+    );
+    let set = [
+        "policy-set",
+        "long",
+        "--all",
+        "1h",
+        "--weekly",
+        "2w",
+        "--size-limit",
+        "500G",
+    ];
+    assert_eq!(stage.run(&set).good(), shown);
+    assert_eq!(
+        stage.asked(),
+        "SetPolicyRequest { name: \"long\", all_ms: Some(3600000), hourly_ms: None, daily_ms: None, weekly_ms: \
+         Some(1209600000), monthly_ms: None, size_limit_bytes: Some(536870912000), reset: false }"
+    );
+    stage.run(&["policy-set", "long", "--reset"]).good();
+    assert!(stage.asked().contains("reset: true"), "{}", stage.asked());
+    assert_eq!(
+        stage.run(&["policy-assign", "web1", "long"]).good(),
+        "the points of web1 are kept by policy long\n"
+    );
+    assert_eq!(
+        stage.run(&["policy-preview", "web1", "long"]).good(),
+        "by policy long, 1 of 7 points of web1 would go, which frees 3 MiB at least
+
+ Id    Time                      Label
+----------------------------------------
+ 123   2026-01-02 03:04:05.123   before
+"
+    );
+    assert!(
+        stage.asked().contains("policy: \"long\""),
+        "{}",
+        stage.asked()
+    );
+    let many = stage.run(&["policy-preview", "many"]).good();
+    assert!(
+        many.contains("25 of 31 points") && many.ends_with("(and 5 more; --json lists them all)\n"),
+        "{many}"
+    );
+    let info = stage.run(&["info", "web1"]).good();
+    assert!(
+        info.contains(" long\n") && info.contains("6 GiB, critical\n"),
+        "{info}"
+    );
+    let info = stage.run(&["info", "odd"]).good();
+    assert!(
+        info.contains("long; its policy 'long' is not known\n"),
+        "{info}"
+    );
 }
 
 #[test]

@@ -128,6 +128,7 @@ fn tab_offers_what_may_come_next() {
             Names::Machines => vec!["web1".into(), "db 2".into()],
             Names::Views => vec!["v1".into()],
             Names::Takeovers => vec!["t1".into()],
+            Names::Policies => vec!["default".into(), "long".into()],
         })
     };
     let table: &[(&[&str], &str, &[&str])] = &[
@@ -140,6 +141,8 @@ fn tab_offers_what_may_come_next() {
         (&["info", "web1"], "", &[]),
         (&["view-close"], "", &["v1"]),
         (&["takeover-commit"], "", &["t1"]),
+        (&["policy-assign", "web1"], "", &["default", "long"]),
+        (&["point-lock", "web1"], "", &["latest"]),
         (&["unprotect", "web1"], "--d", &["--delete"]),
         (&["takeover", "web1"], "--m", &["--mac", "--memory"]),
         (&["takeover", "web1", "--mac"], "", &["keep", "new"]),
@@ -244,7 +247,7 @@ fn on_a_terminal_there_are_completion_history_and_ctrl_c() {
     typist.types("\u{3}");
     typist.sees("error: the export was cancelled");
     typist.prompted();
-    typist.types("point-l\t web1\r");
+    typist.types("point-li\t web1\r");
     typist.sees("(there are older ones)");
     typist.prompted();
     typist.types("quit\r");

@@ -16,6 +16,7 @@ fn durations_are_read() {
         ("1h30m", 5_400_000),
         ("1h 30m", 5_400_000),
         (" 2d ", 172_800_000),
+        ("1w", 604_800_000),
         ("0s", 0),
         ("1.001s", 1001),
     ];
@@ -37,16 +38,16 @@ fn what_is_no_duration_is_refused_with_the_reason() {
         (".5s", "`.5s` does not start with a number"),
         ("1.s", "`1.s` does not start with a number"),
         ("1.2.3s", "`1.2.3s` does not start with a number"),
-        ("10", "`10` has no unit; one of ms, s, m, h, d is needed"),
+        ("10", "`10` has no unit; one of ms, s, m, h, d, w is needed"),
         (
             "1h30",
-            "`1h30` has no unit; one of ms, s, m, h, d is needed",
+            "`1h30` has no unit; one of ms, s, m, h, d, w is needed",
         ),
         (
             "3 parsecs",
-            "`parsecs` is no unit; the units are ms, s, m, h, d",
+            "`parsecs` is no unit; the units are ms, s, m, h, d, w",
         ),
-        ("1S", "`S` is no unit; the units are ms, s, m, h, d"),
+        ("1S", "`S` is no unit; the units are ms, s, m, h, d, w"),
         ("99999999999d", "`99999999999d` is too large"),
         (
             "999999999999999999999999999999999999999999s",

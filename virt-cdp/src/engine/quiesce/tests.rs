@@ -108,6 +108,7 @@ impl Stand for FakeStand<'_> {
             grade,
             label: None,
             xml: None,
+            locked: false,
         })
     }
 }

@@ -16,10 +16,10 @@ use std::{
     fs, io,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
-use cdp_core::{Harbor, MachineDescription, Point};
+use cdp_core::{Harbor, MachineDescription, Pin, Point};
 use libvirt_driver::{
     Domain, DomainState, ErrorKind, Hypervisor, LibvirtError, TakeoverSpec,
     nvram::nvram_of,
@@ -53,6 +53,8 @@ pub(crate) struct Takeovers {
 struct Entry {
     record: Record,
     committing: bool,
+    /// Keeps its point, whether its view is served or not; none if the point is not there.
+    _pin: Option<Arc<Pin>>,
 }
 
 impl Takeovers {
@@ -65,6 +67,7 @@ impl Takeovers {
                 Entry {
                     record,
                     committing: false,
+                    _pin: None,
                 },
             )
         };
@@ -79,11 +82,17 @@ impl Takeovers {
     /// Serves the views of all takeovers of a machine again, after a restart.
     pub(crate) fn serve_again(&self, harbor: &Harbor, views: &Views) -> Vec<String> {
         let description = harbor.description();
-        let of_machine: Vec<Record> = guard(&self.known)
-            .values()
+        let mut known = guard(&self.known);
+        let of_machine: Vec<Record> = known
+            .values_mut()
             .filter(|e| e.record.machine_id == description.machine_id)
-            .map(|e| e.record.clone())
+            .map(|e| {
+                // Where there is no such point, serving its view says so.
+                e._pin = harbor.pin(e.record.point.id).ok().map(Arc::new);
+                e.record.clone()
+            })
             .collect();
+        drop(known);
         of_machine
             .iter()
             .filter_map(|record| serve(record, harbor, &description, views).err())
@@ -122,9 +131,10 @@ impl Takeovers {
             name => name.to_owned(),
         };
         names::check("takeover", &name)?;
+        let pin = harbor.pin(point.id).map_err(from_harbor)?;
         let record = self.prepare(&name, hypervisor, views, &description, point)?;
         let (spec, mode) = shape::spec(&record, request, hypervisor)?;
-        self.begin(&record, hypervisor)?;
+        self.begin(&record, hypervisor, pin)?;
         let started = self.bring_up(record, harbor, hypervisor, views, (&then, spec, mode));
         if started.is_err() {
             // All or nothing: what was made so far goes away again.
@@ -169,7 +179,7 @@ impl Takeovers {
     }
 
     /// Checks that the name is free and writes the record; from here on discard can undo everything.
-    fn begin(&self, record: &Record, hypervisor: &Hypervisor) -> ApiResult<()> {
+    fn begin(&self, record: &Record, hypervisor: &Hypervisor, pin: Pin) -> ApiResult<()> {
         let taken = |what: String| {
             Err(ApiError::new(ApiErrorKind::AlreadyExists, what)
                 .hint("choose another name with --name"))
@@ -192,6 +202,7 @@ impl Takeovers {
             Entry {
                 record: record.clone(),
                 committing: false,
+                _pin: Some(Arc::new(pin)),
             },
         );
         Ok(())
@@ -250,6 +261,7 @@ impl Takeovers {
                 &Entry {
                     record,
                     committing: false,
+                    _pin: None,
                 },
                 hypervisor,
             ),
@@ -309,7 +321,9 @@ impl Takeovers {
         hypervisor: &Hypervisor,
         views: &Views,
     ) -> ApiResult<()> {
-        let Entry { record, committing } = self.get(name)?;
+        let Entry {
+            record, committing, ..
+        } = self.get(name)?;
         if committing {
             return Err(ApiError::new(
                 ApiErrorKind::FailedPrecondition,
