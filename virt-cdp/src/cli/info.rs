@@ -1,7 +1,7 @@
 //! `info`: everything about one machine.
 
 use super::{
-    coverage,
+    activity, coverage,
     error::CliResult,
     json,
     list::state,
@@ -36,48 +36,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
 
 /// Describes a machine to people.
 pub(super) fn describe(machine: &v1::Machine) -> String {
-    let mut text = pairs(&[
-        ("Name", machine.name.clone()),
-        ("Id", machine.id.clone()),
-        ("Source", machine.source.clone()),
-        (
-            "State",
-            format!("{} since {}", state(machine), local(machine.state_since_ns)),
-        ),
-        ("Detail", or_dash(&machine.state_detail)),
-        ("Protected", format!("since {}", local(machine.created_ns))),
-        (
-            "Points",
-            format!(
-                "{}, one every {}",
-                machine.points,
-                every(machine.point_interval_ms)
-            ),
-        ),
-        ("First point", point(machine.first_point.as_ref())),
-        ("Newest point", point(machine.newest_point.as_ref())),
-        (
-            "Captured",
-            format!(
-                "{} in {} writes",
-                format_size(machine.written_bytes),
-                machine.writes
-            ),
-        ),
-        ("Journal", format_size(machine.journal_bytes)),
-        ("Base points", format_size(machine.base_bytes)),
-        (
-            "IO buffer",
-            format!(
-                "{} of {}",
-                format_size(machine.buffer_bytes),
-                format_size(machine.buffer_limit_bytes)
-            ),
-        ),
-        ("Ack", ack(machine)),
-        ("Flush interval", flush_interval(machine)),
-        ("Harbor", machine.harbor.clone()),
-    ]);
+    let mut text = pairs(&[of_machine(machine), of_activity(machine)].concat());
     if !machine.coverage.is_empty() {
         text.push('\n');
         text.push_str(&coverage::map(&machine.coverage));
@@ -118,6 +77,71 @@ pub(super) fn describe(machine: &v1::Machine) -> String {
         text.push_str(&gaps.render());
     }
     text
+}
+
+/// What stands at the top, as pairs.
+fn of_machine(machine: &v1::Machine) -> Vec<(&'static str, String)> {
+    vec![
+        ("Name", machine.name.clone()),
+        ("Id", machine.id.clone()),
+        ("Source", machine.source.clone()),
+        (
+            "State",
+            format!("{} since {}", state(machine), local(machine.state_since_ns)),
+        ),
+        ("Detail", or_dash(&machine.state_detail)),
+        ("Protected", format!("since {}", local(machine.created_ns))),
+        (
+            "Points",
+            format!(
+                "{}, one every {}",
+                machine.points,
+                every(machine.point_interval_ms)
+            ),
+        ),
+        ("First point", point(machine.first_point.as_ref())),
+        ("Newest point", point(machine.newest_point.as_ref())),
+        (
+            "Captured",
+            format!(
+                "{} in {} writes",
+                format_size(machine.written_bytes),
+                machine.writes
+            ),
+        ),
+        ("Journal", format_size(machine.journal_bytes)),
+        ("Base points", format_size(machine.base_bytes)),
+        (
+            "IO buffer",
+            format!(
+                "{} of {}",
+                format_size(machine.buffer_bytes),
+                format_size(machine.buffer_limit_bytes)
+            ),
+        ),
+        ("Ack", ack(machine)),
+        ("Flush interval", flush_interval(machine)),
+        ("Harbor", machine.harbor.clone()),
+    ]
+}
+
+/// How fast it is written to, how long the guest waits for us, and how its harbor grows.
+fn of_activity(machine: &v1::Machine) -> Vec<(&'static str, String)> {
+    let Some(known) = &machine.activity else {
+        return Vec::new();
+    };
+    let measured = match known.window_ms {
+        0 => String::new(),
+        ms => format!(", in {}", activity::window(ms)),
+    };
+    let rate = format!("{}{measured}", activity::rate(known));
+    let latency = match known.latency_p50_us {
+        Some(_) => format!("{} (median, 99 of 100)", activity::latency(known)),
+        None => "-".into(),
+    };
+    let mut pairs = vec![("Change rate", rate), ("Capture latency", latency)];
+    pairs.extend(activity::growth(known.growth.as_ref()));
+    pairs
 }
 
 /// When writes are acknowledged, and who said so.

@@ -15,6 +15,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::units;
 
+mod watching;
+
+pub use watching::{Alerts, Metrics, Secret};
+
 /// Where the configuration is looked for unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/virt-cdp/virtcdpd.toml";
 /// Where the daemon listens unless told otherwise.
@@ -85,6 +89,10 @@ pub struct Config {
     pub takeover: Takeover,
     /// Which libvirt is asked.
     pub libvirt: Libvirt,
+    /// Where figures are served.
+    pub metrics: Metrics,
+    /// What is told of alerts, and to whom.
+    pub alerts: Alerts,
 }
 
 /// How writes are captured and kept.
@@ -157,6 +165,8 @@ impl Default for Config {
             capture: Capture::default(),
             takeover: Takeover::default(),
             libvirt: Libvirt::default(),
+            metrics: Metrics::default(),
+            alerts: Alerts::default(),
         }
     }
 }

@@ -14,12 +14,16 @@ use std::{
 };
 
 use cdp_core::{
-    Harbor, MachineDescription, Mode, Point, PointUnderWay, RecorderStats, Timestamp, VolumeId,
+    GapReason, Harbor, MachineDescription, Mode, Point, PointUnderWay, RecorderStats, Timestamp,
+    VolumeId,
 };
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
-    engine::{errors::from_harbor, guard, pace::PaceWish, quiesce::Quiet, reading::ReadProgress},
+    engine::{
+        errors::from_harbor, guard, lookout::Seen, pace::PaceWish, quiesce::Quiet,
+        reading::ReadProgress,
+    },
 };
 
 /// How long a command may take; a detach waits for QEMU.
@@ -58,6 +62,19 @@ pub(crate) enum State {
 }
 
 impl State {
+    /// Every state.
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Starting,
+        Self::Seeding,
+        Self::Protected,
+        Self::Resyncing,
+        Self::Off,
+        Self::Suspended,
+        Self::Unprotected,
+        Self::Retrying,
+        Self::Failed,
+    ];
+
     /// The state's stable name.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -95,6 +112,8 @@ pub(crate) struct Status {
     pub(crate) stats: Option<RecorderStats>,
     /// The last resync that reached its barrier.
     pub(crate) last_resync: Option<Resync>,
+    /// Why the last capture ended, until the next one makes points.
+    pub(crate) missing: Option<GapReason>,
 }
 
 /// What a resync read, and what it found.
@@ -182,7 +201,13 @@ pub(crate) enum Command {
 pub(crate) struct Machine {
     /// The user's name for it.
     pub(crate) name: String,
+    /// Its id, which nothing else ever has.
+    pub(crate) id: String,
+    /// What the lookout has seen of it.
+    pub(crate) seen: Seen,
     harbor: Harbor,
+    /// What was found damaged when the harbor was opened.
+    damage: Mutex<Arc<Vec<String>>>,
     /// Held while a quiesced point is made: one at a time.
     quiescing: Mutex<()>,
     status: Mutex<Status>,
@@ -208,10 +233,17 @@ impl Machine {
             progress: None,
             stats: None,
             last_resync: None,
+            missing: None,
         };
+        let MachineDescription {
+            name, machine_id, ..
+        } = harbor.description();
         let machine = Self {
-            name: harbor.description().name,
+            name,
+            id: machine_id,
+            seen: Seen::default(),
             harbor,
+            damage: Mutex::default(),
             quiescing: Mutex::default(),
             status: Mutex::new(status),
             commands,
@@ -260,6 +292,16 @@ impl Machine {
     /// Notes whatever else a supervisor has to tell.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Status)) {
         change(&mut guard(&self.status));
+    }
+
+    /// Notes what was found damaged when its harbor was opened.
+    pub(crate) fn note_damage(&self, damage: Vec<String>) {
+        *guard(&self.damage) = Arc::new(damage);
+    }
+
+    /// What was found damaged when its harbor was opened.
+    pub(crate) fn damage(&self) -> Arc<Vec<String>> {
+        Arc::clone(&guard(&self.damage))
     }
 
     /// Keeps the supervisor's thread, to be joined at the end.

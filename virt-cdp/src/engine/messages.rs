@@ -2,7 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use cdp_core::{AckRule, Gap, Grade, MachineDescription, MachineSource, Point, Timestamp};
+use cdp_core::{
+    AckRule, Gap, GapReason, Grade, MachineDescription, MachineSource, Point, Timestamp,
+};
 
 use crate::{
     api::v1,
@@ -39,15 +41,19 @@ pub(crate) fn point(point: &Point) -> v1::Point {
     }
 }
 
+/// The stable name of a gap's reason.
+pub(crate) fn reason_name(reason: GapReason) -> String {
+    let value = serde_json::to_value(reason).ok();
+    let name = value.as_ref().and_then(|value| value.as_str());
+    name.unwrap_or_default().to_owned()
+}
+
 /// A gap.
 pub(crate) fn gap(gap: &Gap) -> v1::Gap {
-    let reason = serde_json::to_value(gap.reason)
-        .ok()
-        .and_then(|v| v.as_str().map(str::to_owned));
     v1::Gap {
         start_ns: time(gap.start),
         end_ns: gap.end.map_or(0, time),
-        reason: reason.unwrap_or_default(),
+        reason: reason_name(gap.reason),
     }
 }
 
@@ -191,5 +197,6 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
         ack_own: description.ack.is_some(),
         flush_interval_ms: u64::try_from(harbor.flush_interval().as_millis()).unwrap_or(u64::MAX),
         flush_interval_own: description.flush_interval_ms.is_some(),
+        activity: machine.activity(),
     }
 }

@@ -24,6 +24,12 @@ mod watch;
 
 mod machine;
 
+mod lookout;
+
+mod alerts;
+
+mod webhook;
+
 mod supervisor;
 
 mod marking;
@@ -67,13 +73,14 @@ use std::{
     thread,
 };
 
-use cdp_core::{AckRule, Harbor, MachineSource, Options};
+use cdp_core::{AckRule, Harbor, MachineSource, Options, Timestamp};
 use libvirt_driver::{DomainEventKind, Hypervisor};
 
 use self::{
     errors::{from_harbor, from_libvirt},
     jobs::Jobs,
-    machine::Machine,
+    lookout::Lookout,
+    machine::{Machine, now},
     quiesce::{Made, marker::Markers, watch::Watch},
     room::{Reserve, Room},
     source::{DomainSource, QmpSource, Source},
@@ -81,6 +88,7 @@ use self::{
     takeovers::Takeovers,
     views::{Access, Views},
     watch::TapWatch,
+    webhook::Webhook,
 };
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
@@ -106,6 +114,12 @@ pub struct Engine {
     markers: Arc<Markers>,
     jobs: Jobs,
     problems: Mutex<Vec<String>>,
+    /// Harbors that could not be opened: directory name, and why.
+    closed: Mutex<Vec<(String, String)>>,
+    /// Connections to libvirt that are lost, and since when.
+    lost: Mutex<BTreeMap<String, Timestamp>>,
+    lookout: Lookout,
+    started: Timestamp,
     /// Held while machines come or go, so that two calls cannot make the same one.
     roster: Mutex<()>,
 }
@@ -140,10 +154,7 @@ impl Engine {
             bytes: config.capture.reserve,
             segment: config.capture.segment_size,
         };
-        let room = Room::watch(&harbors, reserve).map_err(|e| {
-            let what = format!("cannot start a thread: {e}");
-            ApiError::new(ApiErrorKind::ResourceExhausted, what)
-        })?;
+        let room = Room::watch(&harbors, reserve).map_err(|e| thread_error(&e))?;
         let engine = Arc::new(Self {
             config: config.clone(),
             watch,
@@ -157,6 +168,10 @@ impl Engine {
             markers,
             jobs: Jobs::default(),
             problems: Mutex::new(problems),
+            closed: Mutex::default(),
+            lost: Mutex::default(),
+            lookout: Lookout::new(),
+            started: now(),
             roster: Mutex::default(),
         });
         // Before anything else: somebody's writes may be waiting for it.
@@ -166,6 +181,8 @@ impl Engine {
         }
         engine.open_harbors()?;
         engine.watch.refuse_rest();
+        let webhook = Webhook::start(&config.alerts).map_err(|e| thread_error(&e))?;
+        lookout::start(&engine, webhook).map_err(|e| thread_error(&e))?;
         Ok(engine)
     }
 
@@ -187,6 +204,8 @@ impl Engine {
                     dir.display(),
                     e.what
                 ));
+                let name = dir.file_name().unwrap_or_default().to_string_lossy();
+                guard(&self.closed).push((name.into_owned(), e.what));
             }
         }
         Ok(())
@@ -206,7 +225,8 @@ impl Engine {
         }
         let served = self.takeovers.serve_again(&harbor, &self.views);
         guard(&self.problems).extend(served);
-        self.look_after(harbor, Vec::new())?;
+        let machine = self.look_after(harbor, Vec::new())?;
+        machine.note_damage(report.damage);
         Ok(())
     }
 
@@ -228,12 +248,7 @@ impl Engine {
             room: Arc::clone(&self.room),
             inherited: self.watch.inherited(&description.machine_id),
         };
-        supervisor::start(&machine, commands, setting).map_err(|e| {
-            ApiError::new(
-                ApiErrorKind::ResourceExhausted,
-                format!("cannot start a thread: {e}"),
-            )
-        })?;
+        supervisor::start(&machine, commands, setting).map_err(|e| thread_error(&e))?;
         guard(&self.machines).insert(machine.name.clone(), Arc::clone(&machine));
         Ok(machine)
     }
@@ -271,9 +286,15 @@ impl Engine {
         hypervisors.insert(uri.to_owned(), hypervisor.clone());
         drop(hypervisors);
         let (events, engine) = (hypervisor.subscribe(), Arc::downgrade(self));
+        let uri = uri.to_owned();
         let listener = thread::Builder::new().name("domain-events".into()).spawn(move || {
             while let Ok(event) = events.recv() {
                 let Some(engine) = engine.upgrade() else { break };
+                match event.kind {
+                    DomainEventKind::ConnectionLost => drop(guard(&engine.lost).insert(uri.clone(), now())),
+                    DomainEventKind::ConnectionBack => drop(guard(&engine.lost).remove(&uri)),
+                    _ => {}
+                }
                 let tells =
                     matches!(event.kind, DomainEventKind::Started | DomainEventKind::Stopped | DomainEventKind::Crashed);
                 if tells && engine.knows(&event.uuid) {
@@ -392,6 +413,11 @@ fn raise_descriptor_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
+}
+
+fn thread_error(error: &std::io::Error) -> ApiError {
+    let what = format!("cannot start a thread: {error}");
+    ApiError::new(ApiErrorKind::ResourceExhausted, what)
 }
 
 fn guard_error(error: &std::io::Error) -> ApiError {

@@ -345,6 +345,7 @@ impl Engine {
         if let Some(machine) = machine {
             machine.begin_shutdown();
             machine.join(Instant::now() + COMMAND_DEADLINE);
+            self.watch.forget(&machine.id);
         }
     }
 
