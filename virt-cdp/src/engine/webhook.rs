@@ -44,7 +44,7 @@ struct Tries {
     deadline: Duration,
 }
 
-/// Six times within three minutes: a server that is restarted is waited for, one that is gone is not.
+/// Six times within two minutes: a server that is restarted is waited for, one that is gone is not.
 const TRIES: Tries = Tries {
     most: 6,
     first_pause: Duration::from_secs(2),
