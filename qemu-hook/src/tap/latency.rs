@@ -147,8 +147,9 @@ mod tests {
             of.iter().for_each(|(us, n)| latency.add(US(*us), *n));
             latency.counts()
         };
-        // waits as (us, how many), share -> us
-        let table: [(&[(u64, u64)], f64, Option<u64>); 7] = [
+        /// Waits as (us, how many), share -> us.
+        type Row = (&'static [(u64, u64)], f64, Option<u64>);
+        let table: [Row; 7] = [
             (&[], 0.5, None),
             (&[(15, 100)], 0.5, Some(15)),
             (&[(15, 100)], 1.0, Some(20)),
