@@ -132,6 +132,14 @@ impl Harbor {
         self.shared.usage()
     }
 
+    /// Returns the bytes of [`usage`](Self::usage) that are room for what will be recorded next, and hold nothing yet.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn unwritten_bytes(&self) -> Result<u64> {
+        self.shared.unwritten_bytes()
+    }
+
     /// Tells whether there are points to go on from: every volume that was there from the beginning has a base
     /// point.
     pub fn is_seeded(&self) -> bool {
@@ -179,6 +187,24 @@ impl Harbor {
             points.get(from..to).unwrap_or_default().to_vec()
         })
         .unwrap_or_default()
+    }
+
+    /// Returns the number of points that can be viewed.
+    pub fn point_count(&self) -> usize {
+        self.select(<[Point]>::len).unwrap_or_default()
+    }
+
+    /// Returns since when the base points in use are: the time of the first point that the newest of each volume
+    /// serves, and of those the oldest. None before there is one.
+    pub fn base_time(&self) -> Option<Timestamp> {
+        let newest = self.shared.newest_bases();
+        self.select(|points| {
+            let first = |seq| {
+                let at = points.partition_point(|point| point.seq < seq);
+                points.get(at).map(|point| point.time)
+            };
+            newest.into_iter().filter_map(first).min()
+        })?
     }
 
     /// Returns the newest point.

@@ -111,6 +111,8 @@ pub struct RecorderStats {
     pub sync_last: Duration,
     /// Time the slowest sync took.
     pub sync_max: Duration,
+    /// Age of the oldest record not on stable storage, at this moment; zero without one.
+    pub unsynced_age: Duration,
     /// Age that the oldest write not on stable storage did not exceed at 99 of 100 syncs, to an eighth.
     pub unsynced_age_p99: Duration,
     /// The same, at all of them.
@@ -331,6 +333,7 @@ impl Recorder {
             syncs: counts.syncs,
             sync_last: counts.sync_last,
             sync_max: counts.sync_max,
+            unsynced_age: self.recording.sequencer.unsynced_age(),
             unsynced_age_p99: counts.ages.p99(),
             unsynced_age_max: counts.ages.max(),
             head: counts.head,

@@ -19,6 +19,8 @@ mod eras;
 mod export;
 #[path = "core/failure.rs"]
 mod failure;
+#[path = "core/figures.rs"]
+mod figures;
 #[path = "core/gaps.rs"]
 mod gaps;
 #[path = "core/golden.rs"]

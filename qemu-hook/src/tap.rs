@@ -30,12 +30,14 @@ use crate::sink::{SinkClosed, WriteSink};
 
 mod bypass;
 mod intake;
+mod latency;
 mod replies;
 mod requests;
 mod stats;
 
 pub use bypass::{Bypass, QUEUE_MAX, hang_up, hang_up_into};
-pub use stats::TapStats;
+pub use latency::{LATENCY_BOUNDS_US, LatencyCounts};
+pub use stats::{TapCounts, TapStats};
 
 use requests::Requests;
 

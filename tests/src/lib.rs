@@ -13,6 +13,8 @@ pub mod nbd;
 
 pub mod libvirtd;
 
+pub mod exposition;
+
 pub mod proof;
 
 pub mod random;

@@ -109,6 +109,8 @@ pub trait Engine: Send + Sync + 'static {
     fn format_version(&self) -> u32;
     /// Returns the daemon's state; `version`, `pid` and `started_ns` are filled in by the service.
     fn status(&self) -> ApiResult<StatusReply>;
+    /// Returns all figures in Prometheus' text format, as they were seen last: it waits for nothing.
+    fn metrics(&self) -> String;
 
     fn protect(&self, request: ProtectRequest) -> ApiResult<Machine>;
     fn unprotect(&self, request: UnprotectRequest) -> ApiResult<()>;

@@ -57,6 +57,10 @@ fn taps_are_closed_in_time_also_when_nobody_reads_the_guards_words() {
             "round {round}: {took:?}"
         );
         drop(held);
+        while link.closed() < round && Instant::now() < give_up {
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(link.closed(), round, "it says so");
     }
     drop(link);
     guard.kill().expect("it is ended");

@@ -331,6 +331,26 @@ impl Shared {
         }
     }
 
+    /// Returns the last record of the newest base point of each volume.
+    pub(crate) fn newest_bases(&self) -> Vec<Seq> {
+        let mut newest: BTreeMap<VolumeId, Seq> = BTreeMap::new();
+        for base in self.bases().iter() {
+            let seq = newest.entry(base.volume).or_insert(base.seq);
+            *seq = base.seq.max(*seq);
+        }
+        newest.into_values().collect()
+    }
+
+    /// Returns the room of the segment that is recorded to in which nothing stands yet.
+    pub(crate) fn unwritten_bytes(&self) -> Result<u64> {
+        let last = self.catalog().segments.last().cloned();
+        let Some(segment) = last.filter(|segment| !segment.is_sealed()) else {
+            return Ok(0);
+        };
+        let length = total_len(&*self.options.storage, vec![segment.path.clone()])?;
+        Ok(length.saturating_sub(segment.payloads_end()))
+    }
+
     pub(crate) fn usage(&self) -> Result<Usage> {
         let storage = &*self.options.storage;
         let journal = self

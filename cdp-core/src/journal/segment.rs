@@ -155,6 +155,20 @@ impl Segment {
         }
     }
 
+    /// Returns where the last payload of a segment that is recorded to ends.
+    pub(crate) fn payloads_end(&self) -> u64 {
+        match &*self.body.read().unwrap_or_else(PoisonError::into_inner) {
+            Body::Memory(records) => {
+                let last = records.iter().rfind(|record| record.payload_length > 0);
+                last.map_or(0, |record| {
+                    let length = u64::from(record.payload_length);
+                    record.payload_position.saturating_add(length)
+                })
+            }
+            Body::Sealed(_) => 0,
+        }
+    }
+
     /// Adds records that were written.
     pub(crate) fn publish(&self, added: &[Record]) {
         let mut body = self.body.write().unwrap_or_else(PoisonError::into_inner);

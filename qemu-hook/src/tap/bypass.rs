@@ -135,6 +135,7 @@ impl Watched {
             return true;
         }
         control.overdue.store(true, Ordering::SeqCst);
+        control.stats.note_overdue();
         hang_up(&control.stream);
         // Nothing is logged here: a log may lie on the disk that hangs. Who looks at the tap says it.
         false

@@ -7,6 +7,7 @@
 
 use std::io::{self, IoSliceMut, Read};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 use super::stats::TapStats;
 use crate::nbd::{Request, bounds};
@@ -18,6 +19,8 @@ pub(super) struct Intake<'a> {
     memory: Vec<u8>,
     start: usize,
     end: usize,
+    /// When the last of it came.
+    received: Instant,
     /// The last payload was read past the read-ahead.
     after_large: bool,
 }
@@ -41,6 +44,7 @@ impl<'a> Intake<'a> {
             memory: vec![0; bounds::READ_AHEAD],
             start: 0,
             end: 0,
+            received: Instant::now(),
             after_large: false,
         }
     }
@@ -54,6 +58,11 @@ impl<'a> Intake<'a> {
     /// Returns the number of bytes read ahead.
     pub(super) fn len(&self) -> usize {
         self.end - self.start
+    }
+
+    /// Returns when the last read brought something. That is when the next request came: there was no whole head before.
+    pub(super) fn received(&self) -> Instant {
+        self.received
     }
 
     /// Lets go of the first `len` bytes.
@@ -80,6 +89,7 @@ impl<'a> Intake<'a> {
             Ok(got) => got,
             Err(error) => return nothing(error),
         };
+        self.received = Instant::now();
         self.stats.consume(got as u64);
         self.end += got;
         Ok(if got == 0 { Got::End } else { Got::Some })
@@ -118,6 +128,9 @@ impl<'a> Intake<'a> {
             };
             self.stats.consume(got as u64);
             self.end = got.saturating_sub(left);
+            if self.end > 0 {
+                self.received = Instant::now();
+            }
             have = have.get_mut(got.min(left)..).unwrap_or_default();
         }
         Ok(())

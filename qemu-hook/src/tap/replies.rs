@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -36,12 +37,15 @@ struct State {
     ready: Vec<u8>,
     /// Bytes of requests that are answered when `ready` was sent.
     ready_through: u64,
+    /// When the writes among them came, and how many at each moment.
+    ready_received: Vec<(Instant, u64)>,
 }
 
 struct Held {
     reply: [u8; SimpleReply::SIZE],
     ack: Ack,
     through: u64,
+    received: Option<Instant>,
 }
 
 impl Held {
@@ -61,12 +65,20 @@ impl Replies {
         }
     }
 
-    /// Adds a reply to the request that ends with byte `through` of all that came.
-    pub(super) fn add(&self, reply: &SimpleReply, ack: Ack, through: u64) {
+    /// Adds a reply to the request that ends with byte `through` of all that came; a write's wait is counted from when it
+    /// was `received`.
+    pub(super) fn add(
+        &self,
+        reply: &SimpleReply,
+        ack: Ack,
+        through: u64,
+        received: Option<Instant>,
+    ) {
         let held = Held {
             reply: reply.encode(),
             ack,
             through,
+            received,
         };
         let mut state = self.lock();
         if state.held.is_empty() && held.is_due(state.kept) {
@@ -139,6 +151,13 @@ impl Replies {
             }
         }
         self.control.stats.answer(state.ready_through);
+        if !state.ready_received.is_empty() {
+            let now = Instant::now();
+            for (received, writes) in state.ready_received.drain(..) {
+                let wait = now.saturating_duration_since(received);
+                self.control.stats.count_wait(wait, writes);
+            }
+        }
         Ok(true)
     }
 
@@ -151,6 +170,14 @@ impl State {
     fn release(&mut self, held: Held) {
         self.ready.extend_from_slice(&held.reply);
         self.ready_through = held.through;
+        let Some(received) = held.received else {
+            return;
+        };
+        match self.ready_received.last_mut() {
+            // What one read brought.
+            Some((moment, writes)) if *moment == received => *writes += 1,
+            _ => self.ready_received.push((received, 1)),
+        }
     }
 
     fn release_due(&mut self) {

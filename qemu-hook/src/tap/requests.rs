@@ -88,6 +88,8 @@ impl<'a, S: WriteSink> Requests<'a, S> {
         head.copy_from_slice(self.intake.peek(Request::SIZE).unwrap_or_default());
         self.intake.advance(Request::SIZE);
         let request = Request::decode(&head)?;
+        // Before its payload is read, which brings the next one.
+        let received = self.intake.received();
         self.through += Request::SIZE as u64;
         if request.command != cmd::WRITE {
             self.control.stats.receive(self.through);
@@ -110,9 +112,14 @@ impl<'a, S: WriteSink> Requests<'a, S> {
                 (errno::EINVAL, Ack::Now)
             }
         };
+        let is_write = matches!(request.command, cmd::WRITE | cmd::WRITE_ZEROES);
         let cookie = request.cookie;
-        self.replies
-            .add(&SimpleReply { error, cookie }, ack, self.through);
+        self.replies.add(
+            &SimpleReply { error, cookie },
+            ack,
+            self.through,
+            is_write.then_some(received),
+        );
         Ok(true)
     }
 

@@ -1,6 +1,9 @@
 //! What a tap counts, and how much of it is not answered yet.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::latency::{Latency, LatencyCounts};
 
 /// Counters of one tap; may be read from any thread while it runs.
 ///
@@ -14,6 +17,9 @@ pub struct TapStats {
     zeroes: AtomicU64,
     zero_bytes: AtomicU64,
     flushes: AtomicU64,
+    /// The bypass has closed the tap.
+    overdue: AtomicBool,
+    latency: Latency,
     /// Bytes of requests, payloads included, that were read from the socket.
     consumed: AtomicU64,
     /// The part of them that belongs to requests read as a whole.
@@ -65,6 +71,18 @@ impl TapStats {
     /// Number of flushes.
     pub fn flushes(&self) -> u64 {
         self.flushes.load(Ordering::Relaxed)
+    }
+
+    /// Returns what was taken so far, in one go.
+    pub fn counts(&self) -> TapCounts {
+        TapCounts {
+            writes: self.writes(),
+            bytes: self.bytes(),
+            zeroes: self.zeroes(),
+            zero_bytes: self.zero_bytes(),
+            overdue: self.overdue.load(Ordering::Relaxed).into(),
+            latency: self.latency.counts(),
+        }
     }
 
     /// Tells whether a request was read, in part at least, that is not answered yet. Requests that wait in the
@@ -126,8 +144,46 @@ impl TapStats {
         self.zero_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Counts writes whose replies were sent after `wait`.
+    pub(super) fn count_wait(&self, wait: Duration, writes: u64) {
+        self.latency.add(wait, writes);
+    }
+
+    pub(super) fn note_overdue(&self) {
+        self.overdue.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn count_flush(&self) {
         self.flushes.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What a tap took, or several did, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TapCounts {
+    /// Writes with data.
+    pub writes: u64,
+    /// Bytes of data written.
+    pub bytes: u64,
+    /// Writes of zeroes without data.
+    pub zeroes: u64,
+    /// Bytes zeroed without data.
+    pub zero_bytes: u64,
+    /// Taps that were closed because a reply was overdue.
+    pub overdue: u64,
+    /// How long writes of both kinds waited for their replies.
+    pub latency: LatencyCounts,
+}
+
+impl TapCounts {
+    /// Adds what another tap took.
+    pub fn add(&mut self, other: &TapCounts) {
+        self.writes += other.writes;
+        self.bytes += other.bytes;
+        self.zeroes += other.zeroes;
+        self.zero_bytes += other.zero_bytes;
+        self.overdue += other.overdue;
+        self.latency.add(&other.latency);
     }
 }
 

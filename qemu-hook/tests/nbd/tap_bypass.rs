@@ -42,6 +42,7 @@ fn a_tap_whose_sink_is_stuck_is_closed_at_the_deadline_and_its_peer_let_go() {
     let took = begun.elapsed();
     assert!(took >= DEADLINE && took < DEADLINE * 2, "{took:?}");
     assert!(tap.is_ended() && tap.is_overdue());
+    assert_eq!(tap.stats().counts().overdue, 1);
     kept.hold(false);
     assert!(matches!(tap.join(), TapEnd::Overdue));
     assert_eq!(kept.taken().len(), 1);
@@ -68,6 +69,7 @@ fn slow_is_not_overdue_and_a_peer_that_dawdles_is_waited_for() {
     raw.send(&[1; 500]);
     assert_eq!(raw.simple(9), 0);
     assert!(!tap.is_ended());
+    assert_eq!(tap.stats().counts().overdue, 0);
 }
 
 #[test]

@@ -255,3 +255,40 @@ fn replies_held_back_too_long_are_overdue_and_never_sent() {
     assert!(rest.is_empty(), "answered after it was let go");
     assert!(matches!(tap.join(), TapEnd::Overdue));
 }
+
+#[test]
+fn a_writes_wait_lasts_from_its_receipt_to_its_reply() {
+    let (mut raw, tap, late, _spare) = tap();
+    four(&mut raw, 0);
+    wait_taken(&late, 3);
+    std::thread::sleep(A_WHILE);
+    // Nothing is counted before it is answered.
+    assert_eq!(tap.stats().counts().latency.requests(), 0);
+    late.tell(Some(3));
+    answered(&mut raw, 0..4);
+    wait_until("all are counted", || {
+        tap.stats().counts().latency.requests() == 3
+    });
+    let counts = tap.stats().counts();
+    let waited = Duration::from_nanos(counts.latency.total_ns);
+    // The flush is no write; of the three the last came after the first had been read.
+    assert!(waited >= A_WHILE * 3, "{waited:?}");
+    assert!(waited < A_WHILE * 3 + Duration::from_secs(3), "{waited:?}");
+    let least = counts.latency.quantile(0.0);
+    assert!(least >= Some(Duration::from_millis(100)), "{least:?}");
+    assert_eq!((counts.writes, counts.zeroes), (2, 1));
+    assert_eq!((counts.bytes, counts.zero_bytes), (20_512, 4096));
+    assert_eq!(counts.overdue, 0);
+    // What is answered at once is not held against the time before it came.
+    std::thread::sleep(A_WHILE);
+    late.tell(Some(4));
+    raw.request(raw::WRITE, 0, 4, 512, 512);
+    raw.send(&[1; 512]);
+    answered(&mut raw, 4..5);
+    wait_until("it is counted", || {
+        tap.stats().counts().latency.requests() == 4
+    });
+    let last = tap.stats().counts().latency.since(&counts.latency);
+    assert!(last.quantile(1.0) < Some(A_WHILE), "{last:?}");
+    tap.close();
+}

@@ -30,6 +30,8 @@ mod marks;
 
 mod memory;
 
+mod metrics;
+
 mod restart;
 
 mod room;

@@ -1,7 +1,7 @@
 //! `info`: everything about one machine.
 
 use super::{
-    coverage,
+    activity, coverage,
     error::CliResult,
     json,
     list::state,
@@ -36,7 +36,52 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
 
 /// Describes a machine to people.
 pub(super) fn describe(machine: &v1::Machine) -> String {
-    let mut text = pairs(&[
+    let mut text = pairs(&[of_machine(machine), of_activity(machine)].concat());
+    if !machine.coverage.is_empty() {
+        text.push('\n');
+        text.push_str(&coverage::map(&machine.coverage));
+    }
+    let mut volumes = Table::new(["Volume", "Size", "Tap", "Node", "Image"]);
+    for volume in &machine.volumes {
+        let tap = if volume.attached { "attached" } else { "-" };
+        let size = format_size(volume.size_bytes);
+        volumes.row([
+            volume.target.clone(),
+            size,
+            tap.into(),
+            or_dash(&volume.node),
+            or_dash(&volume.image),
+        ]);
+    }
+    text.push('\n');
+    text.push_str(&volumes.render());
+    for left_out in &machine.left_out {
+        text.push_str(&format!("left out: {}\n", super::text::plain(left_out)));
+    }
+    if let Some(resync) = &machine.last_resync {
+        text.push_str(&format!("\nLast resync: {}\n", describe_resync(resync)));
+        for volume in &resync.volumes {
+            text.push_str(&format!("  {}\n", describe_volume(volume)));
+        }
+    }
+    if !machine.gaps.is_empty() {
+        let mut gaps = Table::new(["Gap from", "To", "Reason"]);
+        for gap in machine
+            .gaps
+            .iter()
+            .skip(machine.gaps.len().saturating_sub(GAPS_SHOWN))
+        {
+            gaps.row([local(gap.start_ns), local(gap.end_ns), gap.reason.clone()]);
+        }
+        text.push('\n');
+        text.push_str(&gaps.render());
+    }
+    text
+}
+
+/// What stands at the top, as pairs.
+fn of_machine(machine: &v1::Machine) -> Vec<(&'static str, String)> {
+    vec![
         ("Name", machine.name.clone()),
         ("Id", machine.id.clone()),
         ("Source", machine.source.clone()),
@@ -79,47 +124,26 @@ pub(super) fn describe(machine: &v1::Machine) -> String {
         ("Ack", ack(machine)),
         ("Flush interval", flush_interval(machine)),
         ("Harbor", machine.harbor.clone()),
-    ]);
-    if !machine.coverage.is_empty() {
-        text.push('\n');
-        text.push_str(&coverage::map(&machine.coverage));
-    }
-    let mut volumes = Table::new(["Volume", "Size", "Tap", "Node", "Image"]);
-    for volume in &machine.volumes {
-        let tap = if volume.attached { "attached" } else { "-" };
-        let size = format_size(volume.size_bytes);
-        volumes.row([
-            volume.target.clone(),
-            size,
-            tap.into(),
-            or_dash(&volume.node),
-            or_dash(&volume.image),
-        ]);
-    }
-    text.push('\n');
-    text.push_str(&volumes.render());
-    for left_out in &machine.left_out {
-        text.push_str(&format!("left out: {}\n", super::text::plain(left_out)));
-    }
-    if let Some(resync) = &machine.last_resync {
-        text.push_str(&format!("\nLast resync: {}\n", describe_resync(resync)));
-        for volume in &resync.volumes {
-            text.push_str(&format!("  {}\n", describe_volume(volume)));
-        }
-    }
-    if !machine.gaps.is_empty() {
-        let mut gaps = Table::new(["Gap from", "To", "Reason"]);
-        for gap in machine
-            .gaps
-            .iter()
-            .skip(machine.gaps.len().saturating_sub(GAPS_SHOWN))
-        {
-            gaps.row([local(gap.start_ns), local(gap.end_ns), gap.reason.clone()]);
-        }
-        text.push('\n');
-        text.push_str(&gaps.render());
-    }
-    text
+    ]
+}
+
+/// How fast it is written to, how long the guest waits for us, and how its harbor grows.
+fn of_activity(machine: &v1::Machine) -> Vec<(&'static str, String)> {
+    let Some(known) = &machine.activity else {
+        return Vec::new();
+    };
+    let measured = match known.window_ms {
+        0 => String::new(),
+        ms => format!(", in {}", activity::window(ms)),
+    };
+    let rate = format!("{}{measured}", activity::rate(known));
+    let latency = match known.latency_p50_us {
+        Some(_) => format!("{} (median, 99 of 100)", activity::latency(known)),
+        None => "-".into(),
+    };
+    let mut pairs = vec![("Change rate", rate), ("Capture latency", latency)];
+    pairs.extend(activity::growth(known.growth.as_ref()));
+    pairs
 }
 
 /// When writes are acknowledged, and who said so.

@@ -7,6 +7,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::json_watch::{Activity, Alert, Protection};
 use crate::{
     api::v1,
     host::{Done, Step},
@@ -36,6 +37,7 @@ macro_rules! document {
         }
     };
 }
+pub(super) use document;
 
 document! {
     /// A protected machine: `protect`, `info`, `suspend`, `resume`; in `list` as `machines`.
@@ -72,6 +74,7 @@ document! {
         size_limit_bytes: u64 = m.size_limit_bytes,
         size_state: String = m.size_state.clone(),
         created: Option<String> = time(m.created_ns),
+        activity: Option<Activity> = m.activity.as_ref().map(Into::into),
     }
 }
 
@@ -224,6 +227,8 @@ document! {
         jobs_running: u32 = s.jobs_running,
         free_bytes: u64 = s.free_bytes,
         problems: Vec<String> = s.problems.clone(),
+        alerts: Vec<Alert> = all(&s.alerts),
+        protection: Vec<Protection> = all(&s.protection),
     }
 }
 
@@ -343,6 +348,6 @@ impl From<&Step> for HostStep {
     }
 }
 
-fn all<'a, M, D: From<&'a M>>(messages: &'a [M]) -> Vec<D> {
+pub(super) fn all<'a, M, D: From<&'a M>>(messages: &'a [M]) -> Vec<D> {
     messages.iter().map(Into::into).collect()
 }

@@ -43,9 +43,11 @@ mod view_close;
 mod view_list;
 mod view_open;
 
+mod activity;
 mod coverage;
 mod job;
 mod json;
+mod json_watch;
 mod points;
 mod policy;
 mod progress;

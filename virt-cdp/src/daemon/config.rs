@@ -17,6 +17,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use super::policy::{self, Policy, Tidy};
 use crate::units;
 
+mod watching;
+
+pub use watching::{Alerts, Metrics, Secret};
+
 /// Where the configuration is looked for unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/virt-cdp/virtcdpd.toml";
 /// Where the daemon listens unless told otherwise.
@@ -92,6 +96,10 @@ pub struct Config {
     pub takeover: Takeover,
     /// Which libvirt is asked.
     pub libvirt: Libvirt,
+    /// Where figures are served.
+    pub metrics: Metrics,
+    /// What is told of alerts, and to whom.
+    pub alerts: Alerts,
 }
 
 /// How writes are captured and kept.
@@ -166,6 +174,8 @@ impl Default for Config {
             tidy: Tidy::default(),
             takeover: Takeover::default(),
             libvirt: Libvirt::default(),
+            metrics: Metrics::default(),
+            alerts: Alerts::default(),
         }
     }
 }

@@ -19,6 +19,8 @@ pub mod socket;
 
 pub mod service;
 
+pub mod metrics;
+
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use tokio::{
@@ -80,7 +82,10 @@ fn run(args: &Args, open_engine: OpenEngine) -> Result<(), DaemonError> {
     let engine = open_engine(&config).map_err(DaemonError::Engine)?;
     let served = runtime.block_on(async {
         let (stop, stopped) = watch::channel(false);
-        let mut serving = std::pin::pin!(serve(&mut socket, Arc::clone(&engine), stopped)?);
+        let mut serving = std::pin::pin!(serve(&mut socket, Arc::clone(&engine), stopped.clone())?);
+        if let Some(address) = config.metrics.listen {
+            tokio::spawn(metrics::serve(address, Arc::clone(&engine), stopped));
+        }
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), socket = %config.socket.display(),
             state_dir = %config.state_dir.display(), "serving"

@@ -78,8 +78,7 @@ impl api::Engine for EngineHandle {
             .iter()
             .filter(|m| m.status().state == State::Protected)
             .count();
-        let space = rustix::fs::statvfs(&engine.config.state_dir)
-            .map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
+        let seen = engine.lookout.latest();
         Ok(v1::StatusReply {
             state_dir: engine.config.state_dir.display().to_string(),
             machines: count(machines.len()),
@@ -87,10 +86,16 @@ impl api::Engine for EngineHandle {
             views: count(engine.views.list().len()),
             takeovers: count(engine.takeovers.count()),
             jobs_running: count(engine.jobs.running()),
-            free_bytes: space,
+            free_bytes: engine.room.known().map_or(0, |room| room.space.free),
             problems,
+            alerts: seen.alert_list(),
+            protection: seen.protection(),
             ..Default::default()
         })
+    }
+
+    fn metrics(&self) -> String {
+        self.0.exposition()
     }
 
     fn protect(&self, request: v1::ProtectRequest) -> ApiResult<v1::Machine> {

@@ -14,7 +14,8 @@ use std::{
 };
 
 use cdp_core::{
-    Harbor, MachineDescription, Mode, Point, PointUnderWay, RecorderStats, Timestamp, VolumeId,
+    GapReason, Harbor, MachineDescription, Mode, Point, PointUnderWay, RecorderStats, Timestamp,
+    VolumeId,
 };
 
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
     engine::{
         errors::from_harbor,
         guard,
+        lookout::Seen,
         pace::PaceWish,
         policies::{InForce, Policies},
         quiesce::Quiet,
@@ -68,6 +70,19 @@ pub(crate) enum State {
 }
 
 impl State {
+    /// Every state.
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Starting,
+        Self::Seeding,
+        Self::Protected,
+        Self::Resyncing,
+        Self::Off,
+        Self::Suspended,
+        Self::Unprotected,
+        Self::Retrying,
+        Self::Failed,
+    ];
+
     /// The state's stable name.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -105,6 +120,8 @@ pub(crate) struct Status {
     pub(crate) stats: Option<RecorderStats>,
     /// The last resync that reached its barrier.
     pub(crate) last_resync: Option<Resync>,
+    /// Why the last capture ended, until the next one makes points.
+    pub(crate) missing: Option<GapReason>,
 }
 
 /// What a resync read, and what it found.
@@ -192,6 +209,10 @@ pub(crate) enum Command {
 pub(crate) struct Machine {
     /// The user's name for it.
     pub(crate) name: String,
+    /// Its id, which nothing else ever has.
+    pub(crate) id: String,
+    /// What the lookout has seen of it.
+    pub(crate) seen: Seen,
     harbor: Harbor,
     policies: Arc<Policies>,
     /// Changes of what is kept, as somebody asks for them.
@@ -199,6 +220,8 @@ pub(crate) struct Machine {
     /// The round of what is done by itself with what is kept, and how its last one went.
     pub(crate) tidying: Slot,
     pub(crate) notes: Notes,
+    /// What was found damaged when the harbor was opened.
+    damage: Mutex<Arc<Vec<String>>>,
     /// Held while a quiesced point is made: one at a time.
     quiescing: Mutex<()>,
     status: Mutex<Status>,
@@ -228,14 +251,21 @@ impl Machine {
             progress: None,
             stats: None,
             last_resync: None,
+            missing: None,
         };
+        let MachineDescription {
+            name, machine_id, ..
+        } = harbor.description();
         let machine = Self {
-            name: harbor.description().name,
+            name,
+            id: machine_id,
+            seen: Seen::default(),
             harbor,
             policies,
             asked: Slot::default(),
             tidying: Slot::default(),
             notes: Notes::default(),
+            damage: Mutex::default(),
             quiescing: Mutex::default(),
             status: Mutex::new(status),
             commands,
@@ -301,6 +331,16 @@ impl Machine {
     /// Notes whatever else a supervisor has to tell.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Status)) {
         change(&mut guard(&self.status));
+    }
+
+    /// Notes what was found damaged when its harbor was opened.
+    pub(crate) fn note_damage(&self, damage: Vec<String>) {
+        *guard(&self.damage) = Arc::new(damage);
+    }
+
+    /// What was found damaged when its harbor was opened.
+    pub(crate) fn damage(&self) -> Arc<Vec<String>> {
+        Arc::clone(&guard(&self.damage))
     }
 
     /// Keeps the supervisor's thread, to be joined at the end.

@@ -2,7 +2,9 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use cdp_core::{AckRule, Gap, Grade, MachineDescription, MachineSource, Point, Timestamp};
+use cdp_core::{
+    AckRule, Gap, GapReason, Grade, MachineDescription, MachineSource, Point, Timestamp,
+};
 
 use crate::{
     api::v1,
@@ -42,15 +44,19 @@ pub(crate) fn point(point: &Point) -> v1::Point {
     }
 }
 
+/// The stable name of a gap's reason.
+pub(crate) fn reason_name(reason: GapReason) -> String {
+    let value = serde_json::to_value(reason).ok();
+    let name = value.as_ref().and_then(|value| value.as_str());
+    name.unwrap_or_default().to_owned()
+}
+
 /// A gap.
 pub(crate) fn gap(gap: &Gap) -> v1::Gap {
-    let reason = serde_json::to_value(gap.reason)
-        .ok()
-        .and_then(|v| v.as_str().map(str::to_owned));
     v1::Gap {
         start_ns: time(gap.start),
         end_ns: gap.end.map_or(0, time),
-        reason: reason.unwrap_or_default(),
+        reason: reason_name(gap.reason),
     }
 }
 
@@ -216,5 +222,6 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
         policy_problem: tidy::policy_problem(machine).unwrap_or_default(),
         size_limit_bytes: in_force.map_or(0, |in_force| in_force.policy.size_limit),
         size_state: tidy::size_state(usage, in_force).name().into(),
+        activity: machine.activity(),
     }
 }

@@ -28,6 +28,12 @@ mod watch;
 
 mod machine;
 
+mod lookout;
+
+mod alerts;
+
+mod webhook;
+
 mod supervisor;
 
 mod marking;
@@ -75,13 +81,14 @@ use std::{
     thread,
 };
 
-use cdp_core::{AckRule, Harbor, MachineSource, Options};
+use cdp_core::{AckRule, Harbor, MachineSource, Options, Timestamp};
 use libvirt_driver::{DomainEventKind, Hypervisor};
 
 use self::{
     errors::{from_harbor, from_libvirt},
     jobs::Jobs,
-    machine::Machine,
+    lookout::Lookout,
+    machine::{Machine, now},
     policies::Policies,
     quiesce::{Made, marker::Markers, watch::Watch},
     room::{Reserve, Room},
@@ -91,6 +98,7 @@ use self::{
     tidy::Ticking,
     views::{Access, Views},
     watch::TapWatch,
+    webhook::Webhook,
 };
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
@@ -117,6 +125,12 @@ pub struct Engine {
     markers: Arc<Markers>,
     jobs: Jobs,
     problems: Mutex<Vec<String>>,
+    /// Harbors that could not be opened: directory name, and why.
+    closed: Mutex<Vec<(String, String)>>,
+    /// Connections to libvirt that are lost, and since when.
+    lost: Mutex<BTreeMap<String, Timestamp>>,
+    lookout: Lookout,
+    started: Timestamp,
     /// Held while machines come or go, so that two calls cannot make the same one.
     roster: Mutex<()>,
     /// Goes over what is kept, once everything is open.
@@ -168,6 +182,10 @@ impl Engine {
             markers,
             jobs: Jobs::default(),
             problems: Mutex::new(problems),
+            closed: Mutex::default(),
+            lost: Mutex::default(),
+            lookout: Lookout::new(),
+            started: now(),
             roster: Mutex::default(),
             ticking: Mutex::default(),
         });
@@ -181,6 +199,8 @@ impl Engine {
         let ticking = tidy::start(Arc::downgrade(&engine), config.tidy.interval)
             .map_err(|e| thread_error(&e))?;
         *guard(&engine.ticking) = Some(ticking);
+        let webhook = Webhook::start(&config.alerts).map_err(|e| thread_error(&e))?;
+        lookout::start(&engine, webhook).map_err(|e| thread_error(&e))?;
         Ok(engine)
     }
 
@@ -202,6 +222,8 @@ impl Engine {
                     dir.display(),
                     e.what
                 ));
+                let name = dir.file_name().unwrap_or_default().to_string_lossy();
+                guard(&self.closed).push((name.into_owned(), e.what));
             }
         }
         Ok(())
@@ -221,7 +243,8 @@ impl Engine {
         }
         let served = self.takeovers.serve_again(&harbor, &self.views);
         guard(&self.problems).extend(served);
-        self.look_after(harbor, Vec::new())?;
+        let machine = self.look_after(harbor, Vec::new())?;
+        machine.note_damage(report.damage);
         Ok(())
     }
 
@@ -282,9 +305,15 @@ impl Engine {
         hypervisors.insert(uri.to_owned(), hypervisor.clone());
         drop(hypervisors);
         let (events, engine) = (hypervisor.subscribe(), Arc::downgrade(self));
+        let uri = uri.to_owned();
         let listener = thread::Builder::new().name("domain-events".into()).spawn(move || {
             while let Ok(event) = events.recv() {
                 let Some(engine) = engine.upgrade() else { break };
+                match event.kind {
+                    DomainEventKind::ConnectionLost => drop(guard(&engine.lost).insert(uri.clone(), now())),
+                    DomainEventKind::ConnectionBack => drop(guard(&engine.lost).remove(&uri)),
+                    _ => {}
+                }
                 let tells =
                     matches!(event.kind, DomainEventKind::Started | DomainEventKind::Stopped | DomainEventKind::Crashed);
                 if tells && engine.knows(&event.uuid) {
@@ -406,10 +435,8 @@ fn raise_descriptor_limit() {
 }
 
 fn thread_error(error: &std::io::Error) -> ApiError {
-    ApiError::new(
-        ApiErrorKind::ResourceExhausted,
-        format!("cannot start a thread: {error}"),
-    )
+    let what = format!("cannot start a thread: {error}");
+    ApiError::new(ApiErrorKind::ResourceExhausted, what)
 }
 
 fn guard_error(error: &std::io::Error) -> ApiError {

@@ -348,6 +348,7 @@ impl Engine {
             let give_up = Instant::now() + COMMAND_DEADLINE;
             machine.join(give_up);
             machine.close(give_up);
+            self.watch.forget(&machine.id);
         }
     }
 

@@ -19,7 +19,7 @@ use std::{
 
 use cdp_core::storage::{RealStorage, Space, Storage};
 
-use super::guard;
+use super::{guard, lookout::Free};
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
     units::format_size,
@@ -90,6 +90,8 @@ pub(crate) struct Room {
     storage: Arc<dyn Storage>,
     reserve: Reserve,
     low: Mutex<Option<Low>>,
+    /// As it was told last.
+    space: Mutex<Option<Space>>,
     /// Machines whose disks are being read.
     being_read: AtomicUsize,
 }
@@ -102,6 +104,7 @@ impl Room {
             storage: Arc::new(RealStorage),
             reserve,
             low: Mutex::default(),
+            space: Mutex::default(),
             being_read: AtomicUsize::new(0),
         });
         room.look();
@@ -120,6 +123,16 @@ impl Room {
     /// Says how low the room is, as it was seen last; does not wait.
     pub(crate) fn low(&self) -> Option<Low> {
         *guard(&self.low)
+    }
+
+    /// Returns the room there is, as it was seen last; does not wait. None if it was never seen.
+    pub(crate) fn known(&self) -> Option<Free> {
+        let space = (*guard(&self.space))?;
+        Some(Free {
+            space,
+            reserve: space.kept_free(self.reserve.bytes),
+            is_low: self.low().is_some(),
+        })
     }
 
     /// Says that a machine's disks are being read, as long as the answer is held.
@@ -167,6 +180,7 @@ impl Room {
                 return self.low();
             }
         };
+        *guard(&self.space) = Some(space);
         let mut low = guard(&self.low);
         let now = self.reserve.judge(space, low.is_some());
         match (*low, now) {

@@ -15,7 +15,7 @@ use std::{
 use cdp_core::{Seq, Timestamp, VolumeId};
 use qemu_hook::{
     node::Node,
-    tap::{Bypass, TapHandle, hang_up},
+    tap::{Bypass, TapCounts, TapHandle, TapStats, hang_up},
 };
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +32,26 @@ pub(crate) struct TapWatch {
     bypass: Bypass,
     link: Link,
     orphans: Mutex<BTreeMap<String, Vec<Inherited>>>,
+    /// By machine and volume.
+    meters: Mutex<BTreeMap<(String, VolumeId), Meter>>,
+}
+
+/// What came through the taps of a volume, one after the other.
+#[derive(Default)]
+struct Meter {
+    /// Of those that have ended.
+    past: TapCounts,
+    newest: Option<Arc<TapStats>>,
+}
+
+impl Meter {
+    fn counts(&self) -> TapCounts {
+        let mut all = self.past;
+        if let Some(newest) = &self.newest {
+            all.add(&newest.counts());
+        }
+        all
+    }
 }
 
 /// A parked tap of a machine, from an earlier daemon.
@@ -147,6 +167,7 @@ impl TapWatch {
             bypass,
             link,
             orphans: Mutex::new(orphans),
+            meters: Mutex::default(),
         }))
     }
 
@@ -162,7 +183,34 @@ impl TapWatch {
     ) -> io::Result<Held> {
         let held = self.link.hold(&key(machine, volume), tap)?;
         self.bypass.watch(tap);
+        let mut meters = lock(&self.meters);
+        let meter = meters.entry((machine.to_owned(), volume)).or_default();
+        *meter = Meter {
+            past: meter.counts(),
+            newest: Some(Arc::clone(tap.stats())),
+        };
         Ok(held)
+    }
+
+    /// Returns what came through the taps of each volume of a machine since this daemon's start.
+    pub(crate) fn taken(&self, machine: &str) -> Vec<(VolumeId, TapCounts)> {
+        let meters = lock(&self.meters);
+        let from = (machine.to_owned(), VolumeId(0));
+        let its = meters
+            .range(from..)
+            .take_while(|((of, _), _)| of == machine);
+        its.map(|((_, volume), meter)| (*volume, meter.counts()))
+            .collect()
+    }
+
+    /// Forgets what came through a machine's taps: it is gone.
+    pub(crate) fn forget(&self, machine: &str) {
+        lock(&self.meters).retain(|(of, _), _| of != machine);
+    }
+
+    /// Returns how many taps guards have closed.
+    pub(crate) fn guard_closings(&self) -> u64 {
+        self.link.closed()
     }
 
     /// Takes what an earlier daemon left of a machine.

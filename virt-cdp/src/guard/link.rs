@@ -12,7 +12,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -52,6 +55,8 @@ struct Inner {
     program: PathBuf,
     deadline: Duration,
     state: Mutex<State>,
+    /// Taps that guards have said they closed.
+    closed: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -89,6 +94,7 @@ impl Link {
                 socket: Some(Arc::clone(&socket)),
                 taps: BTreeMap::new(),
             }),
+            closed: AtomicU64::new(0),
         }));
         let weak = Arc::downgrade(&link.0);
         thread::Builder::new()
@@ -106,6 +112,12 @@ impl Link {
     #[must_use]
     pub fn stands(&self) -> bool {
         self.0.lock().socket.is_some()
+    }
+
+    /// Returns how many taps guards have closed because this daemon did not answer, as far as they could tell it.
+    #[must_use]
+    pub fn closed(&self) -> u64 {
+        self.0.closed.load(Ordering::Relaxed)
     }
 
     /// Has the guard hold a tap's socket; `key` is its name among all taps of this daemon.
@@ -197,8 +209,12 @@ impl Inner {
 fn keep_up(link: &Weak<Inner>, first: Arc<UnixStream>) {
     let mut socket = first;
     loop {
-        // A guard says nothing once it is ready.
-        while matches!(receive(&socket), Ok(Some(_))) {}
+        while let Ok(Some((message, _))) = receive(&socket) {
+            let Some(inner) = link.upgrade() else { return };
+            if let Message::LetGo { taps } = message {
+                inner.closed.fetch_add(taps, Ordering::Relaxed);
+            }
+        }
         let Some(inner) = link.upgrade() else { return };
         inner.lock().socket = None;
         tracing::warn!("the guard has ended; another is started");

@@ -267,7 +267,11 @@ impl Guard {
                     }
                 });
             }
-            Message::Beat | Message::Orphan { .. } | Message::Ready | Message::Unknown => {}
+            Message::Beat
+            | Message::Orphan { .. }
+            | Message::Ready
+            | Message::LetGo { .. }
+            | Message::Unknown => {}
         }
     }
 
@@ -317,6 +321,11 @@ impl Guard {
             hang_up_into(&tap.socket, &mut self.rest);
         }
         if !taps.is_empty() {
+            // A daemon that was only stopped finds it when it goes on.
+            if let Some(daemon) = &self.daemon {
+                let taps = taps.len() as u64;
+                let _ = send(daemon, &Message::LetGo { taps }, None);
+            }
             self.say(format!("{why}; {} taps are closed", taps.len()));
         }
     }

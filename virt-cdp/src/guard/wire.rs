@@ -58,6 +58,11 @@ pub(super) enum Message {
         /// For the successor.
         legacy: String,
     },
+    /// Guard: the daemon did not answer, so its taps were closed.
+    LetGo {
+        /// How many.
+        taps: u64,
+    },
     /// Daemon: it leaves for a successor, which gets the taps bequeathed.
     HandOver,
     /// Whatever a later version says.

@@ -74,6 +74,30 @@ fn policies_are_taken_by_their_names() {
 }
 
 #[test]
+fn metrics_listen_on_loopback_unless_an_address_says_otherwise() {
+    for (given, expected) in [
+        ("", None),
+        ("9123", Some("127.0.0.1:9123")),
+        ("[::1]:9123", Some("[::1]:9123")),
+        ("192.0.2.7:80", Some("192.0.2.7:80")),
+    ] {
+        let text = format!("[metrics]\nlisten = \"{given}\"");
+        let config = Config::parse(&text, Path::new("x")).unwrap();
+        let expected = expected.map(|address| address.parse().unwrap());
+        assert_eq!(config.metrics.listen, expected, "{given}");
+    }
+}
+
+#[test]
+fn a_token_does_not_show_itself() {
+    let text = "[alerts]\nwebhook = \"https://example.org/\"\nwebhook_token = \"t0ps3cret\"";
+    let config = Config::parse(text, Path::new("x")).unwrap();
+    let token = config.alerts.webhook_token.as_ref().unwrap();
+    assert_eq!(token.reveal(), "t0ps3cret");
+    assert!(!format!("{config:?}").contains("t0ps3cret"));
+}
+
+#[test]
 fn an_error_names_the_key_the_line_and_the_cure() {
     let table = [
         (
@@ -96,6 +120,31 @@ fn an_error_names_the_key_the_line_and_the_cure() {
             "[capture]\nack = \"never\"",
             "c.toml, line 2: capture.ack: unknown variant `never`, expected `buffered` or `durable`",
             "correct that line; plugins/host/virtcdpd.toml shows every key with its default",
+        ),
+        (
+            "[metrics]\nlisten = \"everywhere\"",
+            "c.toml, line 2: metrics.listen: `everywhere` is no address with a port",
+            "write it like \"127.0.0.1:9123\" or \"[::1]:9123\"",
+        ),
+        (
+            "[alerts]\nwebhook = \"ftp://t0ps3cret@example.org/\"",
+            "c.toml, line 2: alerts.webhook: `ftp:` is not spoken",
+            "write it like \"https://example.org/hook\"",
+        ),
+        (
+            "[alerts]\nwebhook = \"t0ps3cret\"",
+            "c.toml, line 2: alerts.webhook: it is no URL: relative URL without a base",
+            "write it like \"https://example.org/hook\"",
+        ),
+        (
+            "[alerts]\nwebhook_token = \"two words\"",
+            "c.toml, line 2: alerts.webhook_token: it has characters that no header may have",
+            "use letters, digits and ASCII punctuation",
+        ),
+        (
+            "[alerts]\ngap_limit = \"2d\"",
+            "c.toml, line 2: alerts.gap_limit: 2d is above the most, 1d",
+            "give 1s to 1d",
         ),
         (
             "state_dir = \"here\"",

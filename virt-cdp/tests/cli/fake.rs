@@ -139,6 +139,7 @@ fn machine(name: &str, state: &str) -> v1::Machine {
         },
         size_limit_bytes: 6 << 30,
         size_state: "critical".into(),
+        activity: Some(activity()),
     }
 }
 
@@ -161,6 +162,72 @@ fn changes(freed_bytes: u64) -> v1::PointChanges {
     v1::PointChanges {
         points: vec![point()],
         freed_bytes,
+    }
+}
+
+/// What is written, and how the harbor grows.
+fn activity() -> v1::Activity {
+    v1::Activity {
+        window_ms: 300_000,
+        bytes_per_second: 1_572_864.0,
+        writes_per_second: 384.5,
+        latency_p50_us: Some(12),
+        latency_p99_us: Some(1_500),
+        growth: Some(v1::Growth {
+            window_ms: 1_500_000,
+            bytes_per_day: 12 << 30,
+            limit_bytes: 200 << 30,
+            limit_in_ms: Some(864_000_000),
+            file_system_in_ms: None,
+        }),
+    }
+}
+
+fn protection() -> v1::MachineStatus {
+    v1::MachineStatus {
+        name: "web1".into(),
+        state: "protected".into(),
+        state_detail: String::new(),
+        state_since_ns: POINT_NS,
+        points: 7,
+        newest_point_ns: POINT_NS,
+        newest_point_age_ms: Some(1_250),
+        unsynced_age_ms: Some(100),
+        gaps: 2,
+        gap_ms: 4_500,
+        open_gap: None,
+        journal_bytes: 3 << 20,
+        base_bytes: 5 << 30,
+        base_point_ns: POINT_NS,
+        base_point_age_ms: Some(5_400_000),
+        buffer_bytes: 4096,
+        buffer_limit_bytes: 64 << 20,
+        activity: Some(activity()),
+    }
+}
+
+/// A machine that is lost, of which little is known.
+fn lost() -> v1::MachineStatus {
+    v1::MachineStatus {
+        name: "db 2".into(),
+        state: "retrying".into(),
+        gaps: 1,
+        open_gap: Some(v1::Gap {
+            start_ns: POINT_NS,
+            end_ns: 0,
+            reason: "tap-lost".into(),
+        }),
+        ..Default::default()
+    }
+}
+
+fn alert() -> v1::Alert {
+    v1::Alert {
+        key: "tap-lost".into(),
+        machine: "db 2".into(),
+        severity: "critical".into(),
+        since_ns: POINT_NS,
+        text: "QEMU has let go of the tap".into(),
     }
 }
 
@@ -256,8 +323,14 @@ impl Engine for Fake {
             machines_protected: 1,
             free_bytes: 1 << 40,
             problems: vec!["the disk is slow".into()],
+            alerts: vec![alert()],
+            protection: vec![protection(), lost()],
             ..Default::default()
         })
+    }
+
+    fn metrics(&self) -> String {
+        "# HELP fake Of a fake.\n# TYPE fake gauge\nfake 1\n".into()
     }
 
     fn protect(&self, request: v1::ProtectRequest) -> ApiResult<v1::Machine> {

@@ -72,6 +72,18 @@ fn machine(name: &str, state: &str) -> Value {
         "size_limit_bytes": 6_442_450_944_u64,
         "size_state": "critical",
         "created": TIME,
+        "activity": activity(),
+    })
+}
+
+fn activity() -> Value {
+    json!({
+        "window_ms": 300_000, "bytes_per_second": 1_572_864.0, "writes_per_second": 384.5,
+        "latency_p50_us": 12, "latency_p99_us": 1500,
+        "growth": {
+            "window_ms": 1_500_000, "bytes_per_day": 12_884_901_888_u64, "limit_bytes": 214_748_364_800_u64,
+            "limit_in_ms": 864_000_000, "file_system_in_ms": null,
+        },
     })
 }
 
@@ -254,6 +266,27 @@ fn status_has_the_daemons_own_fields() {
         "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "state_dir": "/var/lib/virt-cdp",
         "machines": 2, "machines_protected": 1, "views": 0, "takeovers": 0, "jobs_running": 0,
         "free_bytes": 1_099_511_627_776_u64, "problems": ["the disk is slow"],
+        "alerts": [{
+            "key": "tap-lost", "machine": "db 2", "severity": "critical", "since": TIME,
+            "text": "QEMU has let go of the tap",
+        }],
+        "protection": [
+            {
+                "name": "web1", "state": "protected", "state_detail": "", "state_since": TIME,
+                "points": 7, "newest_point": TIME, "newest_point_age_ms": 1250, "unsynced_age_ms": 100,
+                "gaps": 2, "gap_ms": 4500, "open_gap": null,
+                "journal_bytes": 3_145_728, "base_bytes": 5_368_709_120_u64,
+                "base_point": TIME, "base_point_age_ms": 5_400_000,
+                "buffer_bytes": 4096, "buffer_limit_bytes": 67_108_864, "activity": activity(),
+            },
+            {
+                "name": "db 2", "state": "retrying", "state_detail": "", "state_since": null,
+                "points": 0, "newest_point": null, "newest_point_age_ms": null, "unsynced_age_ms": null,
+                "gaps": 1, "gap_ms": 0, "open_gap": {"start": TIME, "end": null, "reason": "tap-lost"},
+                "journal_bytes": 0, "base_bytes": 0, "base_point": null, "base_point_age_ms": null,
+                "buffer_bytes": 0, "buffer_limit_bytes": 0, "activity": null,
+            },
+        ],
     });
     assert_eq!(status, expected);
 }

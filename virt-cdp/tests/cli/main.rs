@@ -10,6 +10,7 @@ mod config;
 mod units;
 
 mod daemon;
+mod metrics;
 mod peer;
 
 mod errors;

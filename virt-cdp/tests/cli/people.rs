@@ -30,6 +30,44 @@ Coverage: |#######################################+| 98.3 % of 1h1m, 1 gap
 }
 
 #[test]
+fn status_shows_machines_alerts_and_problems() {
+    let stage = Stage::new();
+    let text = stage.run(&["status"]).good();
+    let (_, shown) = text.split_once("Jobs running:").unwrap();
+    assert_eq!(
+        shown,
+        "    0
+
+ Name   State       Points   Newest   Lag     Gaps              Change rate               Latency         Journal   Base    Base age
+--------------------------------------------------------------------------------------------------------------------------------------
+ web1   protected   7        1.3 s    0.1 s   2                 1.5 MiB/s, 384 writes/s   12 us, 1.5 ms   3 MiB     5 GiB   1h30m
+ db 2   retrying    0        -        -       1, now tap-lost   -                         -               0 B       0 B     -
+
+critical: db 2: QEMU has let go of the tap (tap-lost, since 2026-01-02 03:04:05.123)
+problem: the disk is slow
+"
+    );
+}
+
+#[test]
+fn info_shows_how_fast_a_machine_is_written_to_and_its_harbor_grows() {
+    let stage = Stage::new();
+    let text = stage.run(&["info", "web1"]).good();
+    for (name, value) in [
+        ("Change rate", "1.5 MiB/s, 384 writes/s, in the last 5m"),
+        ("Capture latency", "12 us, 1.5 ms (median, 99 of 100)"),
+        ("Growth", "12 GiB a day, at the rate of the last 25m"),
+        ("Limit", "200 GiB, reached in 10d at that rate"),
+    ] {
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(&format!("{name}:")));
+        let line = line.unwrap_or_else(|| panic!("{name}: {text}"));
+        assert!(line.ends_with(&format!(" {value}")), "{line}");
+    }
+}
+
+#[test]
 fn a_quiesced_point_says_how_long_the_guest_stood_or_why_it_is_none() {
     let stage = Stage::new();
     let made = stage.run(&["point-create", "web1", "--quiesce"]);

@@ -154,6 +154,15 @@ impl Sequencer {
         self.lock().broken.take()
     }
 
+    /// Returns the age of the oldest record that is not on stable storage; zero without one.
+    pub(crate) fn unsynced_age(&self) -> Duration {
+        let line = self.lock();
+        let syncing = line.syncing.and_then(|syncing| syncing.since);
+        let written = syncing.or(line.dirty_since);
+        let since = written.or_else(|| line.waiting.front().map(|draft| draft.since));
+        since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     fn call_durable(&self, durable: Option<Seq>) {
         lock(&self.durable_calls).retain(|call| call(durable));
     }

@@ -183,6 +183,7 @@ impl Supervisor {
             s.attached.clear();
             s.progress = None;
             s.stats = None;
+            s.missing = Some(gap.reason);
         });
         closed
     }
@@ -299,6 +300,7 @@ impl Supervisor {
                     machine = self.machine.name,
                     "taps taken over from the daemon before"
                 );
+                self.machine.update(|s| s.missing = None);
                 self.machine.set_state(State::Protected, "");
                 self.gap = None;
             }

@@ -106,7 +106,10 @@ impl Supervisor {
         active.next_point = Instant::now() + interval;
         self.gap = None;
         self.pause = RETRY_FIRST;
-        self.machine.update(|s| s.progress = None);
+        self.machine.update(|s| {
+            s.progress = None;
+            s.missing = None;
+        });
         self.machine.set_state(State::Protected, "");
     }
 
