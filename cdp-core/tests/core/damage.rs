@@ -152,6 +152,67 @@ fn a_damaged_end_of_a_sealed_segment_costs_nothing_but_a_report() {
 }
 
 #[test]
+fn an_index_that_is_damaged_while_the_harbor_is_open_costs_nothing() {
+    let Kept { home, dir, points } = kept();
+    let (harbor, _) = Harbor::open(&dir, small_segments()).unwrap();
+    // From here on it is known where in the indexes to look.
+    assert_eq!(read(&harbor, &points[11]).unwrap(), 12);
+    let opened = harbor.view(points[9].id).unwrap();
+    for path in segments(&dir) {
+        let index = fs::metadata(&path).unwrap().len() as usize - 8192;
+        // The first byte in the volume of its first record.
+        flip(&path, index + 18);
+    }
+    for (number, point) in points.iter().enumerate() {
+        assert_eq!(read(&harbor, point).unwrap(), number as u8 + 1);
+    }
+    let mut byte = [0; 1];
+    opened.read_at(VolumeId(0), &mut byte, 50_000).unwrap();
+    assert_eq!(byte, [10], "a view that was open");
+    drop(home);
+}
+
+#[test]
+fn an_index_and_frames_that_are_damaged_fail_reads_by_name_and_give_no_wrong_bytes() {
+    for late in [false, true] {
+        let Kept { home, dir, points } = kept();
+        let paths = segments(&dir);
+        let hit = &paths[1];
+        let damage = || {
+            let index = fs::metadata(hit).unwrap().len() as usize - 8192;
+            flip(hit, index + 18);
+            // The same in the table of its first frame.
+            flip(hit, 4096 + 64 + 18);
+        };
+        if !late {
+            damage();
+        }
+        let (harbor, _) = Harbor::open(&dir, small_segments()).unwrap();
+        if late {
+            assert_eq!(read(&harbor, &points[11]).unwrap(), 12);
+            damage();
+        }
+        let name = hit.file_name().unwrap().to_str().unwrap();
+        let mut failed = 0;
+        for (number, point) in points.iter().enumerate() {
+            match read(&harbor, point) {
+                Ok(value) => assert_eq!(value, number as u8 + 1),
+                Err(error @ HarborError::Damaged { .. }) => {
+                    assert!(error.to_string().contains(name), "{error}");
+                    // Opening a view does not look at records; whoever asks what it consists of is told too.
+                    let view = harbor.view(point.id).unwrap();
+                    assert!(view.extents(VolumeId(0), 0, SIZE).is_err());
+                    failed += 1;
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+        assert!((1..12).contains(&failed), "late: {late}, {failed} of 12");
+        drop(home);
+    }
+}
+
+#[test]
 fn an_exchanged_segment_breaks_the_chain() {
     let Kept { home, dir, .. } = kept();
     let other = home.path().join("other");

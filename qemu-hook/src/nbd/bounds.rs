@@ -26,13 +26,19 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 pub const CONNECTIONS_MAX: usize = 64;
 
 /// The piece in which a large structured read is sent, in bytes; each thread of a connection keeps a buffer of it.
-pub const READ_PIECE: usize = 1 << 20;
+pub const READ_PIECE: usize = 256 << 10;
 
 /// The most threads that read for one connection.
 pub const WORKERS_MAX: usize = 8;
 
-/// The average time of a read from which on several threads read.
+/// The most of them while nothing but copying takes their time.
+pub const COPIERS_MAX: usize = 2;
+
+/// The average time of a request from which on several threads read.
 pub const READ_SLOW: Duration = Duration::from_micros(50);
+
+/// How many bytes are copied in a nanosecond at least, when they lie in memory.
+pub const COPIED_PER_NS: u64 = 2;
 
 /// The most requests that one thread takes at a time.
 pub const BATCH_MAX: usize = 32;
@@ -69,7 +75,7 @@ pub const CLIENT_READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 const _: () = assert!(READ_PIECE as u64 <= REQUEST_MAX as u64);
 const _: () = assert!(REPLIES_TOGETHER <= READ_PIECE && HOLE_MIN <= EXTENTS_FROM);
-const _: () = assert!(WORKERS_MAX > 0 && BATCH_MAX > 0);
+const _: () = assert!(1 < COPIERS_MAX && COPIERS_MAX <= WORKERS_MAX && BATCH_MAX > 0);
 const _: () = assert!(BLOCK_PREFERRED.is_power_of_two() && BLOCK_PREFERRED <= REQUEST_MAX);
 const _: () = assert!(NAME_MAX * 2 + 16 <= OPTION_MAX as usize);
 const _: () = assert!(STATUS_EXTENTS * 8 + 4 <= STATUS_PAYLOAD_MAX as usize);

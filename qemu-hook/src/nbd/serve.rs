@@ -2,9 +2,10 @@
 //!
 //! Requests are read as many at a time as the socket has, and replies are sent several at a time. While the device answers
 //! at once (what is read lies in memory), one thread does all of it, which costs the least. When reads take longer
-//! than [`bounds::READ_SLOW`] on average, up to [`bounds::WORKERS_MAX`] threads do: each takes the next request, lets
-//! another one wait for the one after it, and replies when it is ready. So many reads are under way at the disk, and
-//! a large one does not hold up a small one. Replies then come in any order, chunks of several among each other.
+//! than [`bounds::READ_SLOW`], several threads do: each takes the next request, lets another one wait for the one after
+//! it, and replies when it is ready. Where that is for copying alone, [`bounds::COPIERS_MAX`] of them are of use; where
+//! a disk is waited for, [`bounds::WORKERS_MAX`] reads are under way. Replies then come in any order, chunks of several
+//! among each other.
 //!
 //! Invariant: whatever the client sends, the connection either stays in step (every request got
 //! its one reply) or ends. A client that takes no replies holds up nobody but itself.
@@ -12,9 +13,9 @@
 
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::answer::{Asked, Outbox, answer};
 use super::bounds;
@@ -44,12 +45,14 @@ pub(crate) fn serve_requests<S: Stream>(
         outgoing: Mutex::new(second),
         large: Mutex::default(),
         pace: Pace::default(),
+        team: Mutex::new(Team::Of(1)),
+        changed: Condvar::new(),
     };
     std::thread::scope(|scope| {
         let mut helpers = Vec::new();
-        let done = session.work(|| session.help(scope, &mut helpers));
+        let done = session.work(0, |team| session.help(scope, &mut helpers, team));
         let helped = helpers.into_iter().map(|helper| helper.join());
-        // A helper that panicked has said so; its request got no reply, so the connection has ended.
+        // A helper that panicked has said so, and the connection has ended with it.
         let helped: Vec<_> = helped.filter_map(Result::ok).collect();
         helped.into_iter().fold(done, Result::and)
     })
@@ -64,20 +67,49 @@ struct Session<'a, R, W> {
     /// Held by who has an exceptionally large reply in the making.
     large: Mutex<()>,
     pace: Pace,
+    team: Mutex<Team>,
+    /// The team is another one.
+    changed: Condvar,
+}
+
+/// Who takes requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Team {
+    /// The first of the threads; the others wait.
+    Of(usize),
+    /// Nobody any more.
+    Ended,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl<R, W> Session<'_, R, W> {
+    /// Makes the team another one; an end is for good.
+    fn form(&self, new: Team) {
+        let mut team = lock(&self.team);
+        if *team != new && *team != Team::Ended {
+            *team = new;
+            self.changed.notify_all();
+        }
+    }
+}
+
 type Helpers<'scope> = Vec<std::thread::ScopedJoinHandle<'scope, Result<(), NbdError>>>;
 
 impl<R: Read + Send, W: Stream> Session<'_, R, W> {
-    /// Starts the threads that help when reads are slow, once.
-    fn help<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, helpers: &mut Helpers<'scope>) {
-        while helpers.len() + 1 < bounds::WORKERS_MAX {
+    /// Starts the threads that a team of that size lacks.
+    fn help<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        helpers: &mut Helpers<'scope>,
+        team: usize,
+    ) {
+        while helpers.len() + 1 < team {
+            let number = helpers.len() + 1;
             let thread = std::thread::Builder::new().name("nbd-read".into());
-            match thread.spawn_scoped(scope, || self.work(|| ())) {
+            match thread.spawn_scoped(scope, move || self.work(number, |_| ())) {
                 Ok(helper) => helpers.push(helper),
                 Err(error) => {
                     tracing::warn!(%error, "a view is read with fewer threads");
@@ -87,77 +119,133 @@ impl<R: Read + Send, W: Stream> Session<'_, R, W> {
         }
     }
 
-    /// Takes requests and answers them until the client leaves; `on_slow` is called whenever reads are slow.
-    fn work(&self, mut on_slow: impl FnMut()) -> Result<(), NbdError> {
+    /// Takes requests and answers them until the client leaves, as thread `number` of the team; `help` is called
+    /// when there are to be several.
+    fn work(&self, number: usize, mut help: impl FnMut(usize)) -> Result<(), NbdError> {
         let mut out = Out {
             bytes: Vec::new(),
             used: 0,
             outgoing: &self.outgoing,
         };
-        let done = self.work_with(&mut out, &mut on_slow);
-        if done.is_err() {
-            // Nobody is to wait for a request on a connection that is not in step.
-            let _ = lock(&self.outgoing).shut();
-        }
+        let mut leaving = Leaving {
+            session: self,
+            in_step: false,
+        };
+        let done = self.work_with(number, &mut out, &mut help);
+        leaving.in_step = done.is_ok();
         done
     }
 
-    fn work_with(&self, out: &mut Out<'_, W>, on_slow: &mut impl FnMut()) -> Result<(), NbdError> {
+    fn work_with(
+        &self,
+        number: usize,
+        out: &mut Out<'_, W>,
+        help: &mut impl FnMut(usize),
+    ) -> Result<(), NbdError> {
         let mut batch = Vec::with_capacity(bounds::BATCH_MAX);
-        loop {
+        while self.is_wanted(number) {
             let mut incoming = lock(&self.incoming);
-            let slow = self.pace.is_slow();
-            let most = if slow { 1 } else { bounds::BATCH_MAX };
+            let team = self.pace.team();
+            let most = if team > 1 { 1 } else { bounds::BATCH_MAX };
             incoming.take(&mut batch, most)?;
             if batch.is_empty() {
-                return Ok(());
+                break;
             }
-            if slow {
+            if team > 1 {
                 drop(incoming);
-                on_slow();
+                self.form(Team::Of(team));
+                help(team);
                 self.answer_all(&batch, out)?;
             } else {
                 self.answer_all(&batch, out)?;
                 drop(incoming);
+                self.form(Team::Of(team));
             }
         }
+        Ok(())
+    }
+
+    /// Waits until thread `number` is to take requests; false when there are none any more.
+    fn is_wanted(&self, number: usize) -> bool {
+        let waits = |team: &mut Team| matches!(team, Team::Of(size) if *size <= number);
+        let team = self.changed.wait_while(lock(&self.team), waits);
+        *team.unwrap_or_else(PoisonError::into_inner) != Team::Ended
     }
 
     fn answer_all(&self, batch: &[Request], out: &mut Out<'_, W>) -> Result<(), NbdError> {
         let begin = Instant::now();
+        let mut bytes = 0;
         for request in batch {
-            let is_large = request.command == cmd::READ && request.len > bounds::READ_PIECE as u32;
-            let _turn = is_large.then(|| lock(&self.large));
+            bytes += u64::from(request.len);
+            let _turn = self.is_large(request).then(|| lock(&self.large));
             answer(self.asked, request, out)?;
             if out.used >= bounds::REPLIES_TOGETHER {
                 out.send()?;
             }
         }
-        self.pace.note(begin, batch.len());
+        self.pace.note(begin.elapsed(), batch.len(), bytes);
         out.send()?;
         out.shrink();
         Ok(())
     }
+
+    /// Tells whether the reply must be read whole, and is longer than what a thread keeps for replies.
+    fn is_large(&self, request: &Request) -> bool {
+        let whole = !self.asked.structured || request.flags & cmd::FLAG_DF != 0;
+        request.command == cmd::READ && whole && request.len > bounds::READ_PIECE as u32
+    }
 }
 
-/// How long a read takes, on average over the last ones.
+/// A thread that leaves, in whatever way: the others do so too.
+struct Leaving<'s, 'a, R, W: Stream> {
+    session: &'s Session<'a, R, W>,
+    in_step: bool,
+}
+
+impl<R, W: Stream> Drop for Leaving<'_, '_, R, W> {
+    fn drop(&mut self) {
+        if !self.in_step {
+            // Nobody is to wait for a request on a connection that is not in step.
+            let _ = lock(&self.session.outgoing).shut();
+        }
+        self.session.form(Team::Ended);
+    }
+}
+
+/// How long a request takes, on average over the last ones.
 #[derive(Debug, Default)]
 struct Pace {
     average_ns: AtomicU64,
+    /// Without the time that copying takes.
+    waiting_ns: AtomicU64,
 }
 
 impl Pace {
-    fn note(&self, begin: Instant, requests: usize) {
-        let each = begin.elapsed().as_nanos() / requests.max(1) as u128;
-        let each = u64::try_from(each).unwrap_or(u64::MAX / 8);
-        // Another thread's may be lost in between: it is an average.
-        let before = self.average_ns.load(Ordering::Relaxed);
-        let after = before - before / 8 + each / 8;
-        self.average_ns.store(after, Ordering::Relaxed);
+    /// Notes what some requests of so many bytes in all took.
+    fn note(&self, took: Duration, requests: usize, bytes: u64) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let requests = requests.max(1) as u64;
+        let copying = bytes / bounds::COPIED_PER_NS;
+        for (average, now) in [
+            (&self.average_ns, took / requests),
+            (&self.waiting_ns, took.saturating_sub(copying) / requests),
+        ] {
+            // Another thread's may be lost in between: it is an average.
+            let before = average.load(Ordering::Relaxed);
+            average.store(before - before / 8 + now / 8, Ordering::Relaxed);
+        }
     }
 
-    fn is_slow(&self) -> bool {
-        u128::from(self.average_ns.load(Ordering::Relaxed)) > bounds::READ_SLOW.as_nanos()
+    /// Returns how many threads are of use.
+    fn team(&self) -> usize {
+        let is_slow = |average: &AtomicU64| {
+            u128::from(average.load(Ordering::Relaxed)) > bounds::READ_SLOW.as_nanos()
+        };
+        match (is_slow(&self.waiting_ns), is_slow(&self.average_ns)) {
+            (true, _) => bounds::WORKERS_MAX,
+            (false, true) => bounds::COPIERS_MAX,
+            (false, false) => 1,
+        }
     }
 }
 
@@ -385,11 +473,22 @@ mod tests {
     #[test]
     fn the_pace_follows_what_reads_take() {
         let pace = Pace::default();
-        let ago = |times: u32| Instant::now() - bounds::READ_SLOW * times;
-        assert!(!pace.is_slow());
-        (0..40).for_each(|_| pace.note(ago(40), 10));
-        assert!(pace.is_slow());
-        (0..40).for_each(|_| pace.note(Instant::now(), 1));
-        assert!(!pace.is_slow());
+        let note = |took: Duration, requests, bytes| {
+            (0..60).for_each(|_| pace.note(took, requests, bytes));
+            pace.team()
+        };
+        assert_eq!(pace.team(), 1);
+        let (slow, mib) = (bounds::READ_SLOW, 1 << 20);
+        // took, requests, bytes in all -> threads
+        let table = [
+            (slow * 2, 1, 4096, bounds::WORKERS_MAX),
+            (slow * 2, 4, 4 * 4096, 1),
+            (slow * 4, 1, mib, bounds::COPIERS_MAX),
+            (slow * 40, 1, mib, bounds::WORKERS_MAX),
+            (slow / 10, 1, 0, 1),
+        ];
+        for (took, requests, bytes, team) in table {
+            assert_eq!(note(took, requests, bytes), team, "{took:?} {bytes}");
+        }
     }
 }

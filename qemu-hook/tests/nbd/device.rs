@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use qemu_hook::nbd::{Export, Exports, Extent, ExtentKind, NbdServer};
 
@@ -35,6 +36,10 @@ pub(crate) struct Device {
     pub(crate) bytes: Vec<u8>,
     pub(crate) extents: Vec<Extent>,
     pub(crate) broken: Option<Range<u64>>,
+    /// Whether it panics where it is broken.
+    pub(crate) panics: bool,
+    /// How long each read takes.
+    pub(crate) delay: Duration,
     pub(crate) bytes_read: AtomicU64,
 }
 
@@ -63,6 +68,8 @@ impl Device {
             bytes,
             extents,
             broken: None,
+            panics: false,
+            delay: Duration::ZERO,
             bytes_read: AtomicU64::new(0),
         }
     }
@@ -75,10 +82,14 @@ impl Export for Device {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let end = offset + buf.len() as u64;
+        if !self.delay.is_zero() {
+            std::thread::sleep(self.delay);
+        }
         if let Some(broken) = &self.broken
             && offset < broken.end
             && end > broken.start
         {
+            assert!(!self.panics, "a device that panics");
             return Err(io::Error::other("a sector that cannot be read"));
         }
         self.bytes_read

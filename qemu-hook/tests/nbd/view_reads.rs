@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 
 use serde_json::Value;
 
+use qemu_hook::nbd::bounds;
+
 use crate::device::{Device, Numbers, serve, uri};
 use crate::peers::{attempt, python_with_libnbd, requires, run};
 use crate::raw::{self, Raw, go_data};
@@ -231,8 +233,11 @@ fn a_sector_that_cannot_be_read_fails_its_request_only() {
     structured.option(raw::GO, &go_data("vda"));
     while structured.reply(raw::GO).0 != 1 {}
     structured.request(raw::READ, 0, 3, 1 << 20, 2 << 20);
-    let (is_last, kind, payload) = structured.chunk(3);
-    assert_eq!((is_last, kind, payload.len()), (false, 1, (1 << 20) + 8));
+    let piece = bounds::READ_PIECE;
+    for _ in 0..(1 << 20) / piece {
+        let (is_last, kind, payload) = structured.chunk(3);
+        assert_eq!((is_last, kind, payload.len()), (false, 1, piece + 8));
+    }
     let (is_last, kind, payload) = structured.chunk(3);
     assert_eq!((is_last, kind, payload[3]), (true, 0x8001, 5));
     structured.request(raw::READ, 0, 4, 0, 512);

@@ -105,3 +105,81 @@ fn one_client_that_takes_nothing_does_not_hold_up_another() {
     }
     assert!(started.elapsed() < Duration::from_secs(1));
 }
+
+#[test]
+fn a_slow_device_is_read_at_several_places_at_once_and_every_reply_is_right() {
+    const READS: u64 = 200;
+    let dir = tempfile::tempdir().unwrap();
+    let mut device = Device::sparse(8 << 20, 24);
+    device.delay = Duration::from_millis(5);
+    device.broken = Some(4096 * 7..4096 * 8);
+    let (server, device) = serve(dir.path(), "vda", device);
+    let mut raw = Raw::open(UnixStream::connect(server.path()).unwrap(), "vda");
+    let started = Instant::now();
+    for cookie in 0..READS {
+        raw.request(raw::READ, 0, cookie, cookie * 4096, 4096);
+    }
+    let mut answered = vec![false; READS as usize];
+    let mut in_order = true;
+    for number in 0..READS {
+        let head = raw.take(16);
+        assert_eq!(head[..4], 0x67446698u32.to_be_bytes());
+        let cookie = u64::from_be_bytes(head[8..].try_into().unwrap());
+        in_order &= cookie == number;
+        assert!(!std::mem::replace(&mut answered[cookie as usize], true));
+        let error = u32::from_be_bytes(head[4..8].try_into().unwrap());
+        assert_eq!(error, if cookie == 7 { 5 } else { 0 });
+        if error == 0 {
+            let at = cookie as usize * 4096;
+            assert!(raw.take(4096) == device.bytes[at..at + 4096]);
+        }
+    }
+    assert!(answered.iter().all(|done| *done));
+    // One after the other they take 1 s.
+    let took = started.elapsed();
+    assert!(
+        took < Duration::from_millis(700),
+        "{took:?}, in order: {in_order}"
+    );
+    raw.request(raw::DISC, 0, 0, 0, 0);
+    raw.expect_end();
+    wait_until("no connection", || server.connections() == 0);
+}
+
+#[test]
+fn stop_and_a_client_that_goes_end_slow_reads_in_all_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut device = Device::sparse(8 << 20, 25);
+    device.delay = Duration::from_millis(5);
+    let (server, _) = serve(dir.path(), "vda", device);
+    let ask = || {
+        let mut raw = Raw::open(UnixStream::connect(server.path()).unwrap(), "vda");
+        (0..300).for_each(|cookie| raw.request(raw::READ, 0, cookie, cookie * 4096, 4096));
+        raw.take(100 * 4112);
+        raw
+    };
+    drop(ask());
+    wait_until("no connection", || server.connections() == 0);
+    let mut served = ask();
+    let started = Instant::now();
+    server.stop();
+    assert!(started.elapsed() < Duration::from_secs(1));
+    served.expect_end();
+}
+
+#[test]
+fn a_thread_that_panics_ends_its_connection_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut device = Device::sparse(8 << 20, 26);
+    device.delay = Duration::from_millis(1);
+    device.broken = Some(4096 * 150..4096 * 151);
+    device.panics = true;
+    let (server, _) = serve(dir.path(), "vda", device);
+    let open = || Raw::open(UnixStream::connect(server.path()).unwrap(), "vda");
+    let mut other = open();
+    let mut raw = open();
+    (0..200).for_each(|cookie| raw.request(raw::READ, 0, cookie, cookie * 4096, 4096));
+    raw.expect_end();
+    other.request(raw::READ, 0, 1, 0, 4096);
+    assert_eq!(other.simple(1), 0);
+}
