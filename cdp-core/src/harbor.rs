@@ -344,6 +344,28 @@ impl Harbor {
         self.shared.unfinished_merges()
     }
 
+    /// Returns the bytes of the segments with records behind the newest base points, up to a record; none before every
+    /// volume has one. 0: nothing was recorded since.
+    pub fn journal_behind_base(&self, up_to: Seq) -> Option<u64> {
+        let base = self.shared.newest_common_base()?;
+        if up_to <= base {
+            return Some(0);
+        }
+        let segments = self.shared.catalog().segments.clone();
+        let behind = segments.iter().filter(|one| one.last_seq() > base);
+        let storage = &*self.shared.options.storage;
+        Some(
+            behind
+                .filter_map(|one| one.stored_bytes(storage).ok())
+                .sum(),
+        )
+    }
+
+    /// Removes the segments that no base point needs any more, the oldest first.
+    pub fn remove_needless_segments(&self) {
+        self.shared.remove_segments_before_bases();
+    }
+
     /// Makes one cold segment of those behind the newest base points that are worth it, the oldest first; none if
     /// there are none. `control` gets the bytes read since the last call, and ends the work by breaking.
     ///

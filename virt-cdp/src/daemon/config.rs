@@ -14,11 +14,13 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::policy::{self, Policy, Tidy};
+use super::policy::{self, Policy};
 use crate::units;
 
+mod tidy;
 mod watching;
 
+pub use tidy::Tidy;
 pub use watching::{Alerts, Metrics, Secret};
 
 /// Where the configuration is looked for unless `--config` says otherwise.

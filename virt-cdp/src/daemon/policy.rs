@@ -13,7 +13,7 @@ use serde::{
     ser::SerializeMap,
 };
 
-use super::config::{Bounds, HINT_MARK, duration, put_duration, size};
+use super::config::{Bounds, HINT_MARK, duration, size};
 use crate::units;
 
 /// The policy of a machine that has none assigned.
@@ -26,10 +26,6 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 pub(crate) const SPAN: Bounds<Duration> = Bounds {
     least: Duration::ZERO,
     most: Duration::from_secs(36_500 * 24 * 3600),
-};
-const INTERVAL: Bounds<Duration> = Bounds {
-    least: Duration::from_secs(1),
-    most: Duration::from_secs(3600),
 };
 const LIMIT: Bounds<u64> = Bounds {
     least: 0,
@@ -45,23 +41,6 @@ pub struct Policy {
     pub keep: retention::Policy,
     /// Bytes; 0: no limit.
     pub size_limit: u64,
-}
-
-/// When the policies are run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Tidy {
-    /// Time between two runs.
-    #[serde(serialize_with = "put_duration", deserialize_with = "interval")]
-    pub interval: Duration,
-}
-
-impl Default for Tidy {
-    fn default() -> Self {
-        Self {
-            interval: Duration::from_secs(60),
-        }
-    }
 }
 
 impl Policy {
@@ -204,10 +183,6 @@ struct Keys {
 
 fn span<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
     duration(from, &SPAN).map(Some)
-}
-
-fn interval<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    duration(from, &INTERVAL)
 }
 
 fn limit<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {

@@ -196,7 +196,7 @@ impl Engine {
         }
         engine.open_harbors()?;
         engine.watch.refuse_rest();
-        let ticking = tidy::start(Arc::downgrade(&engine), config.tidy.interval)
+        let ticking = tidy::start(Arc::downgrade(&engine), config.tidy.clone())
             .map_err(|e| thread_error(&e))?;
         *guard(&engine.ticking) = Some(ticking);
         let webhook = Webhook::start(&config.alerts).map_err(|e| thread_error(&e))?;

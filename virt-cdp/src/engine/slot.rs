@@ -105,6 +105,11 @@ impl Slot {
         }
     }
 
+    /// Tells whether no more work is to begin: what is under way had better end.
+    pub(crate) fn is_closed(&self) -> bool {
+        guard(&self.0).is_closed
+    }
+
     /// Lets no more work begin, and waits for what is under way until `give_up`; false if that goes on.
     pub(crate) fn close(&self, give_up: Instant) -> bool {
         guard(&self.0).is_closed = true;

@@ -12,7 +12,6 @@ use std::{
     io,
     sync::{Arc, Mutex, Weak, mpsc},
     thread,
-    time::Duration,
 };
 
 use cdp_core::{Harbor, Mode, Usage};
@@ -22,8 +21,13 @@ use super::{
     machine::{Machine, now},
     policies::InForce,
 };
-use crate::api::{ApiResult, v1};
+use crate::{
+    api::{ApiResult, v1},
+    daemon::config::Tidy,
+};
 
+mod base;
+mod pacer;
 mod retention;
 mod size;
 
@@ -33,7 +37,19 @@ pub(crate) use size::SizeState;
 struct Round {
     machine: String,
     harbor: Harbor,
-    in_force: InForce,
+    /// The policy; none: nothing is removed.
+    in_force: Option<InForce>,
+    tidy: Tidy,
+    theirs: Weak<Machine>,
+}
+
+impl Round {
+    /// Tells whether the machine is being put down, or is not protected any more.
+    fn is_over(&self) -> bool {
+        self.theirs.upgrade().is_none_or(|machine| {
+            machine.tidying.is_closed() || machine.description().mode == Mode::Released
+        })
+    }
 }
 
 /// One thing that is done in a round.
@@ -42,12 +58,27 @@ struct Step {
     run: fn(&Round) -> ApiResult<()>,
 }
 
-/// The steps, in their order. First what is cheap and lets go of points; what needs the disk for long comes behind it, as
-/// base points, merging, compressing and scrubbing.
-const STEPS: [Step; 1] = [Step {
-    name: "retention",
-    run: retention::run,
-}];
+/// The steps, in their order. First what is cheap and lets go of points; what needs the disk for long comes behind it.
+const STEPS: [Step; 4] = [
+    Step {
+        name: "retention",
+        run: retention::run,
+    },
+    Step {
+        name: "base-point",
+        run: base::build,
+    },
+    Step {
+        name: "merge",
+        run: base::merge,
+    },
+    Step {
+        name: "compact",
+        run: base::compact,
+    },
+];
+/// How these threads are served by processor and disk among all: as the last.
+const PRIORITY: i32 = 19;
 
 /// What has gone wrong in the last round of a machine, step by step.
 #[derive(Debug, Default)]
@@ -90,39 +121,41 @@ pub(crate) struct Ticking {
 ///
 /// # Errors
 /// As the operating system says.
-pub(crate) fn start(engine: Weak<Engine>, interval: Duration) -> io::Result<Ticking> {
+pub(crate) fn start(engine: Weak<Engine>, tidy: Tidy) -> io::Result<Ticking> {
     let (stop, stopped) = mpsc::channel::<()>();
     thread::Builder::new().name("tidy".into()).spawn(move || {
-        while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(interval) {
+        while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(tidy.interval) {
             let Some(engine) = engine.upgrade() else {
                 break;
             };
             let machines: Vec<Arc<Machine>> = guard(&engine.machines).values().cloned().collect();
             drop(engine);
-            machines.iter().for_each(begin_round);
+            machines
+                .iter()
+                .for_each(|machine| begin_round(machine, &tidy));
         }
     })?;
     Ok(Ticking { _stop: stop })
 }
 
-/// Starts a machine's round, unless its last one is under way or there is nothing to go by.
-fn begin_round(machine: &Arc<Machine>) {
+/// Starts a machine's round, unless its last one is under way.
+fn begin_round(machine: &Arc<Machine>, tidy: &Tidy) {
     if machine.description().mode == Mode::Released {
         return;
     }
-    let (_, Some(in_force)) = machine.policy() else {
-        return;
-    };
     let round = Round {
         machine: machine.name.clone(),
         harbor: machine.harbor(),
-        in_force,
+        in_force: machine.policy().1,
+        tidy: tidy.clone(),
+        theirs: Arc::downgrade(machine),
     };
-    let theirs = Arc::downgrade(machine);
     let started = machine.tidying.start("tidy-round", move || {
-        for step in &STEPS {
+        // Of this thread alone; the disk's scheduler goes by it too.
+        let _ = rustix::process::setpriority_process(None, PRIORITY);
+        for step in STEPS.iter().take_while(|_| !round.is_over()) {
             let outcome = (step.run)(&round);
-            if let Some(machine) = theirs.upgrade() {
+            if let Some(machine) = round.theirs.upgrade() {
                 machine.notes.note(&machine.name, step.name, outcome);
             }
         }

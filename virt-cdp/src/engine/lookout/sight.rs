@@ -141,6 +141,11 @@ impl Watched {
             target: target(*id),
             counts: *counts,
         });
+        let limit = machine
+            .policy()
+            .1
+            .map(|in_force| in_force.policy.size_limit);
+        let limit = limit.filter(|limit| *limit > 0);
         Sight {
             name: machine.name.clone(),
             state: status.state,
@@ -159,8 +164,7 @@ impl Watched {
             recording: status.stats,
             volumes: volumes.collect(),
             sizes,
-            // A machine has no limit of its own yet: whoever brings one sets it here.
-            limit: None,
+            limit,
             activity: self.rates.activity(instant, &all),
             growth: self.rates.growth(),
             damage: machine.damage(),

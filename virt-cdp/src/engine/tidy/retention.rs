@@ -8,7 +8,10 @@ use crate::{
 
 /// Runs the policy once.
 pub(super) fn run(round: &Round) -> ApiResult<()> {
-    let keep = &round.in_force.policy.keep;
+    let Some(in_force) = round.in_force else {
+        return Ok(());
+    };
+    let keep = &in_force.policy.keep;
     let went = round
         .harbor
         .apply_policy(keep, now())
