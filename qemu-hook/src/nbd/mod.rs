@@ -16,10 +16,14 @@ pub mod export;
 pub mod server;
 pub mod stream;
 
-mod answer;
 pub(crate) mod handshake;
-mod pieces;
+
 mod serve;
+
+mod incoming;
+
+mod answer;
+mod pieces;
 
 pub mod client;
 mod client_handshake;
