@@ -346,7 +346,7 @@ fn policies_are_shown_set_and_looked_ahead() {
         "by policy long, 1 of 7 points of web1 would go, which frees 3 MiB at least
 
  Id    Time                      Label
-----------------------------------------
+-----------------------------------------
  123   2026-01-02 03:04:05.123   before
 "
     );
