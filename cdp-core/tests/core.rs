@@ -43,3 +43,5 @@ mod seed;
 mod time;
 #[path = "core/turns.rs"]
 mod turns;
+#[path = "core/without.rs"]
+mod without;
