@@ -57,3 +57,5 @@ mod seed;
 mod time;
 #[path = "core/turns.rs"]
 mod turns;
+#[path = "core/without.rs"]
+mod without;
