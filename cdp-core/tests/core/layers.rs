@@ -129,21 +129,34 @@ fn build(machine: &Machine, model: &mut Model, chance: &mut Chance, steps: u64) 
 
 /// Checks that no cluster is in a layer that is the same below.
 fn check_is_lean(below: &Path, layer: &Path) {
-    let (old, new) = (content(below), content(layer));
+    let differing = differing(&content(below), layer);
+    assert_eq!(hashed(layer), differing, "{}", layer.display());
+}
+
+/// Checks that every cluster of a layer that is not the same below has a hash.
+fn check_has_hashes(below: Option<&Path>, layer: &Path) {
+    let old = below.map(content).unwrap_or_default();
+    let (hashed, context) = (hashed(layer), layer.display());
+    for cluster in differing(&old, layer) {
+        assert!(
+            hashed.contains(&cluster),
+            "{context}: cluster {cluster} has no hash"
+        );
+    }
+}
+
+/// The clusters of a layer that differ from what is below.
+fn differing(old: &[u8], layer: &Path) -> Vec<u64> {
+    let new = content(layer);
     let cluster = |bytes: &[u8], number: u64| {
         let from = (number as usize * CLUSTER).min(bytes.len());
         let mut cluster = bytes[from..bytes.len().min(from + CLUSTER)].to_vec();
         cluster.resize(CLUSTER, 0);
         cluster
     };
-    let differ = (0..new.len().div_ceil(CLUSTER) as u64)
-        .filter(|number| cluster(&old, *number) != cluster(&new, *number));
-    assert_eq!(
-        hashed(layer),
-        differ.collect::<Vec<_>>(),
-        "{}",
-        layer.display()
-    );
+    (0..new.len().div_ceil(CLUSTER) as u64)
+        .filter(|number| cluster(old, *number) != cluster(&new, *number))
+        .collect()
 }
 
 #[test]
@@ -316,6 +329,11 @@ fn a_chain_of_thirty_stays_short_and_every_point_exact() {
         assert_eq!(kept.is_none(), model.points.len() > 40, "{context}");
         model.check(harbor, &context);
         for number in 0..sizes.len() {
+            let all = layers(harbor, VolumeId(number as u16));
+            check_has_hashes(None, &all[0]);
+            for pair in all.windows(2) {
+                check_has_hashes(Some(&pair[0]), &pair[1]);
+            }
             for layer in harbor.base_points(VolumeId(number as u16)) {
                 let shown = model
                     .points

@@ -234,26 +234,32 @@ fn a_power_cut_while_increments_are_joined_costs_nothing() {
 fn a_merge_that_failed_or_was_called_off_is_finished_without_opening_again() {
     let past = past(9);
     let second = past.points[0].0.seq;
-    let troubles = |after| {
+    let troubles = |after, seed| {
         let errors = [
             Operation::Read,
             Operation::Write,
             Operation::Name,
             Operation::Sync,
         ];
-        let errors = errors.map(|operation| Trouble::Error {
-            operation,
-            after,
-            errno: 5,
-        });
-        let lost = Trouble::LosingSync { after, errno: 5 };
-        [&errors[..], &[lost]].concat()
+        let mut troubles = Vec::new();
+        // Beyond that there are no syncs of files.
+        if after < 16 {
+            troubles.push(Trouble::LosingSync { after, errno: 5 });
+        }
+        if seed == 0 {
+            troubles.extend(errors.map(|operation| Trouble::Error {
+                operation,
+                after,
+                errno: 5,
+            }));
+        }
+        troubles
     };
     let mut failed = 0;
-    for after in 0..30 {
-        for trouble in troubles(after) {
-            let context = format!("{trouble:?}");
-            let storage = past.storage.fork(after);
+    for (after, seed) in (0..30).flat_map(|after| (0..6).map(move |seed| (after, seed))) {
+        for trouble in troubles(after, seed) {
+            let context = format!("{trouble:?}, seed {seed}");
+            let storage = past.storage.fork(after * 100 + seed);
             let harbor = open(&storage, &context);
             storage.ask_for(trouble);
             let first = harbor.merge_bases(second, Clusters::Plain, &mut go_on);

@@ -8,6 +8,7 @@ use std::error::Error;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::ops::ControlFlow;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,7 +19,7 @@ use std::time::Duration;
 use cdp_core::machine::{FORMAT_VERSION, Mode};
 use cdp_core::storage::{OpenMode, SimulatedStorage, Storage};
 use cdp_core::{
-    GapReason, Grade, Harbor, MachineDescription, MachineSource, Options, Timestamp,
+    Clusters, GapReason, Grade, Harbor, MachineDescription, MachineSource, Options, Seq, Timestamp,
     VolumeDescription, VolumeId,
 };
 use qemu_hook::nbd::{ConnectOptions, NbdClient, Piece};
@@ -347,6 +348,7 @@ fn harbor() -> Done {
         "base",
         &pack(&storage.content(&base.path).ok_or("no base point")?),
     )?;
+    layers(&storage, &harbor)?;
     let empty = Path::new("/empty");
     let file = storage.open(empty, OpenMode::New)?;
     cdp_core::qcow2::Qcow2Writer::new(file, 1 << 40).finish()?;
@@ -380,6 +382,36 @@ fn harbor() -> Done {
         "libvirt",
         &text(&storage).ok_or("no description")?,
     )
+}
+
+/// An increment and a compressed one, over the image that the target has for them.
+fn layers(storage: &SimulatedStorage, harbor: &Harbor) -> Done {
+    let recorder = harbor.record()?;
+    let volume = recorder.volume(VolumeId(0))?;
+    for number in 1..10_u8 {
+        let mut buf = volume.buffer(4096)?;
+        buf.as_mut().fill(number);
+        volume.write(u64::from(number % 2) * 65_536, buf)?;
+        volume.zero(128 * 1024, 64 * 1024)?;
+        let point = recorder.point(Grade::Crash, None)?;
+        harbor.build_base(point.id, &mut |_| ControlFlow::Continue(()))?;
+    }
+    recorder.close()?;
+    harbor.merge_bases(Seq(0), Clusters::Compressed, &mut |_| {
+        ControlFlow::Continue(())
+    })?;
+    let layers = harbor.base_points(VolumeId(0));
+    for (name, layer) in [("packed", layers.get(1)), ("layer", layers.get(7))] {
+        let layer = layer.ok_or("a layer too few")?;
+        let mut bytes = storage.content(&layer.path).ok_or("no layer")?;
+        let place = u64::from_be_bytes(*bytes[8..].first_chunk().ok_or("no header")?) as usize;
+        bytes[16..20].copy_from_slice(&5_u32.to_be_bytes());
+        bytes[place..place + 5].copy_from_slice(b"below");
+        keep("qcow2", name, &pack(&bytes))?;
+        bytes[place..place + 5].copy_from_slice(b"image");
+        keep("qcow2", &format!("{name}-on-itself"), &pack(&bytes))?;
+    }
+    Ok(())
 }
 
 fn main() -> Done {
