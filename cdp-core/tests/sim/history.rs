@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use cdp_core::{GapReason, Grade, Point};
 
+use crate::said::{Said, Sayings};
+
 /// The content of all volumes.
 pub(crate) type Disks = Arc<Vec<Vec<u8>>>;
 
@@ -54,8 +56,11 @@ pub(crate) struct History {
     /// Record n is at n - 1.
     told: Vec<Told>,
     pub(crate) bases: Vec<Base>,
-    /// No merging may have taken a point from here on.
-    pub(crate) kept_from: u64,
+    /// The record from which on points are offered for good, once all volumes have a base point.
+    pub(crate) first_offered: Option<u64>,
+    /// Segments with nothing but records before this one may be gone, and the gaps that they told of with them.
+    pub(crate) gone_before: u64,
+    pub(crate) sayings: Sayings,
     /// The last record that was said to be on stable storage.
     pub(crate) promised: u64,
     pub(crate) next_point: u64,
@@ -71,13 +76,24 @@ pub(crate) struct Expected<'a> {
     pub(crate) disks: &'a Disks,
 }
 
+impl Expected<'_> {
+    pub(crate) fn id(&self) -> u64 {
+        match self.told {
+            Told::Point { id, .. } => *id,
+            _ => 0,
+        }
+    }
+}
+
 impl History {
     pub(crate) fn new(sizes: Vec<usize>) -> History {
         History {
             sizes,
             told: Vec::new(),
             bases: Vec::new(),
-            kept_from: 0,
+            first_offered: None,
+            gone_before: 0,
+            sayings: Sayings::default(),
             promised: 0,
             next_point: 1,
             xml: Vec::new(),
@@ -116,6 +132,7 @@ impl History {
             _ => None,
         });
         self.next_point = ids.max().unwrap_or(0) + 1;
+        self.sayings.forget_from(self.next_point);
         self.promised = head;
     }
 
@@ -158,8 +175,20 @@ impl History {
         gaps
     }
 
-    /// Returns the first record at which all volumes have a base point.
-    pub(crate) fn first_valid(&self) -> Option<u64> {
+    /// Returns how many of the oldest gaps may be told of no more: their beginnings are gone.
+    pub(crate) fn gaps_forgotten(&self) -> usize {
+        let before = self.told.iter().take(self.gone_before as usize);
+        before
+            .filter(|told| matches!(told, Told::GapOpen { .. }))
+            .count()
+    }
+
+    /// Takes note of the first record at which all volumes have a base point, once there is one.
+    pub(crate) fn note_first_offered(&mut self) {
+        self.first_offered = self.first_offered.or(self.first_valid());
+    }
+
+    fn first_valid(&self) -> Option<u64> {
         let firsts = (0..self.sizes.len()).map(|volume| {
             let bases = self
                 .bases
@@ -172,7 +201,12 @@ impl History {
 
     /// Returns the points that must be offered, oldest first.
     pub(crate) fn points(&self) -> Vec<Expected<'_>> {
-        let Some(first) = self.first_valid() else {
+        self.points_by(self.sayings.now())
+    }
+
+    /// The same, if that was what had been said of them.
+    pub(crate) fn points_by(&self, said: &Said) -> Vec<Expected<'_>> {
+        let Some(first) = self.first_offered else {
             return Vec::new();
         };
         let mut points: Vec<Expected<'_>> = Vec::new();
@@ -189,7 +223,7 @@ impl History {
                 _ => {}
             }
         }
-        points.retain(|point| point.seq >= first);
+        points.retain(|point| point.seq >= first && !said.deleted.contains(&point.id()));
         points
     }
 

@@ -3,14 +3,11 @@
 use std::ops::ControlFlow;
 
 use cdp_core::bounds::LAYERS_MAX;
-use cdp_core::{Clusters, HarborError, PointId, Progress, Seq, VolumeId};
+use cdp_core::{Clusters, HarborError, PointId, Seq, VolumeId};
 
 use crate::history::{Base, Told};
+use crate::keeping::pass;
 use crate::world::{Step, World, wrong};
-
-fn go_on(_: Progress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
 
 impl World {
     /// The records of the layers that the harbor has of a volume.
@@ -47,7 +44,7 @@ impl World {
                 .iter()
                 .any(|newest| *newest > seq)
             {
-                return match harbor.build_base(PointId(id), &mut go_on) {
+                return match harbor.build_base(PointId(id), &mut |_| ControlFlow::Continue(())) {
                     Err(HarborError::BehindBase { .. }) => Ok(()),
                     other => wrong(format!("layers before the newest ones: {other:?}")),
                 };
@@ -62,25 +59,31 @@ impl World {
                 });
             }
         }
-        let built = harbor.build_base(PointId(id), &mut go_on);
-        built.map_err(|error| self.failed("layers", &error))?;
+        let mut left = self.patience();
+        let built = harbor.build_base(PointId(id), &mut |_| pass(&mut left));
+        if matches!(built, Err(HarborError::Cancelled)) {
+            self.tell("building was called off");
+            return self.promise_found();
+        }
+        let built = built.map_err(|error| self.failed("layers", &error))?;
+        self.count("layers built", built.len() as u64);
         for base in self.history.bases.iter_mut().filter(|base| base.seq == seq) {
             base.is_promised = true;
         }
         Ok(())
     }
 
-    /// Merges layers; from some point on all are kept.
+    /// Merges layers; all points that are offered are kept.
     pub(crate) fn merge_layers(&mut self) -> Step {
         let harbor = self.harbor()?;
-        let points = self.history.points();
-        let first_kept = match self.chance.below(3) {
-            0 => None,
-            _ => points
-                .get(self.chance.below(points.len() as u64) as usize)
-                .map(|p| p.seq),
+        // The oldest point that is offered, as it is in use, or less.
+        let Some(Seq(first_kept)) = harbor.first_kept() else {
+            return Ok(());
         };
-        let first_kept = first_kept.unwrap_or(0);
+        let first_kept = match self.chance.below(4) {
+            0 => self.chance.below(first_kept),
+            _ => first_kept,
+        };
         let clusters = match self.chance.below(2) {
             0 => Clusters::Plain,
             _ => Clusters::Compressed,
@@ -88,46 +91,47 @@ impl World {
         self.tell(format!(
             "merge, kept from record {first_kept}, {clusters:?}"
         ));
-        self.views
-            .retain(|(view, _)| view.point().seq.0 >= first_kept);
-        let before = self.history.first_valid().unwrap_or(0);
-        self.history.kept_from = self.history.kept_from.max(before.max(first_kept));
-        let merged = harbor.merge_bases(Seq(first_kept), clusters, &mut go_on);
+        let mut left = self.patience();
+        let merged = harbor.merge_bases(Seq(first_kept), clusters, &mut |_| pass(&mut left));
         // Which of them are left is the harbor's to say, also where the power is cut in between.
         for base in &mut self.history.bases {
             base.is_promised = false;
         }
         let is_done = merged.is_ok();
-        let outcome = merged.map_err(|error| self.failed("a merge", &error));
+        let outcome = match merged {
+            Err(HarborError::Cancelled) => {
+                self.tell("merging was called off");
+                Ok(())
+            }
+            Ok(merged) => {
+                self.tell(format!("merged: {merged:?}"));
+                self.count("layers merged", merged.len() as u64);
+                Ok(())
+            }
+            Err(error) => Err(self.failed("a merge", &error)),
+        };
         if self.storage.is_cut() {
-            return outcome.map(|_| ());
+            return outcome;
         }
+        self.promise_found()?;
+        for volume in 0..self.history.sizes.len() {
+            let count = self.found_layers(volume)?.len();
+            if is_done && count > LAYERS_MAX {
+                return wrong(format!("{count} layers are left"));
+            }
+        }
+        outcome
+    }
+
+    /// Takes the layers that are there for promised, and no others.
+    pub(crate) fn promise_found(&mut self) -> Step {
         for volume in 0..self.history.sizes.len() {
             let found = self.found_layers(volume)?;
-            if is_done && found.len() > LAYERS_MAX {
-                return wrong(format!("{} layers are left", found.len()));
-            }
-            for base in self
-                .history
-                .bases
-                .iter_mut()
-                .filter(|base| base.volume == volume)
-            {
+            let bases = self.history.bases.iter_mut();
+            for base in bases.filter(|base| base.volume == volume) {
                 base.is_promised = found.contains(&base.seq);
             }
         }
-        self.check_kept()?;
-        outcome.map(|_| ())
-    }
-
-    /// Checks that merging has taken no point that is kept.
-    pub(crate) fn check_kept(&self) -> Step {
-        let (first, kept) = (self.history.first_valid(), self.history.kept_from);
-        match first {
-            Some(first) if first > kept && kept > 0 => wrong(format!(
-                "there are no points before record {first}, though they are kept from {kept}"
-            )),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 }

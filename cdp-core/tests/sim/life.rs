@@ -14,7 +14,8 @@ const ENOSPC: i32 = 28;
 /// Lives one life; what is wrong, if something is.
 pub(crate) fn live(world: &mut World) -> Step {
     create(world)?;
-    for round in 0..3 + world.chance.below(5) {
+    let rounds = 3 + world.chance.below(5) * if world.is_keeper { 3 } else { 1 };
+    for round in 0..rounds {
         world.tell(format!("-- round {round}"));
         world.is_trouble = false;
         match play(world) {
@@ -130,11 +131,16 @@ fn play(world: &mut World) -> Step {
         world.open_gap()?;
         world.heal()?;
     }
-    if !is_early {
+    let is_upkeep = !is_early && (world.is_keeper || world.chance.once_in(4));
+    if !is_early && !is_upkeep {
         ask_for_trouble(world);
     }
-    for _ in 0..10 + world.chance.below(60) {
+    let steps = if world.is_keeper { 20 } else { 60 };
+    for _ in 0..10 + world.chance.below(steps) {
         world.step()?;
+    }
+    if is_upkeep {
+        world.upkeep_under_cut()?;
     }
     Ok(())
 }

@@ -139,6 +139,9 @@ impl World {
             // A seed that is made again after a crash may have the number of the one before, and takes its place.
             base.content = content;
         }
+        if finished.is_ok() {
+            self.history.note_first_offered();
+        }
         finished.map(|_| ())
     }
 }

@@ -16,7 +16,8 @@ use crate::world::{DIR, Step, Stop, World, wrong};
 const COPIES: u64 = 6;
 
 pub(crate) fn spoil(world: &mut World) -> Step {
-    for _ in 0..COPIES {
+    let copies = if world.is_keeper { 1 } else { COPIES };
+    for _ in 0..copies {
         let fork = world.storage.fork(world.chance.number());
         flip_bits(world, &fork)?;
     }
@@ -31,7 +32,10 @@ fn options(world: &World, storage: &SimulatedStorage) -> Options {
 }
 
 fn segments(storage: &SimulatedStorage) -> Vec<PathBuf> {
-    let is_segment = |path: &PathBuf| path.extension().is_some_and(|end| end == "seg");
+    let is_segment = |path: &PathBuf| {
+        path.extension()
+            .is_some_and(|end| end == "seg" || end == "cold")
+    };
     storage.files().into_iter().filter(is_segment).collect()
 }
 

@@ -25,8 +25,8 @@ impl World {
             35 => self.open_view(),
             36..=37 => self.read_views(),
             38 => self.describe(),
-            39..=44 => self.build_layers(),
-            45..=46 => self.merge_layers(),
+            39..=42 => self.build_layers(),
+            43..=46 => self.upkeep(),
             _ => {
                 thread::sleep(Duration::from_micros(self.chance.below(8_000)));
                 Ok(())

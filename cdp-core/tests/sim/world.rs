@@ -1,5 +1,6 @@
 //! The simulated world: a guest with its disks, the harbor on its storage, the clock, and the oracle.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,7 +53,19 @@ pub(crate) struct World {
     /// Views that are held open, with what they must show.
     pub(crate) views: Vec<(View, Disks)>,
     pub(crate) trace: Vec<String>,
+    /// How often the power was cut in the middle of which kind of upkeep.
+    pub(crate) cuts: Counts,
+    pub(crate) is_cut_counted: bool,
+    /// What upkeep has done.
+    pub(crate) deeds: Counts,
+    /// A life in which little else is done than upkeep.
+    pub(crate) is_keeper: bool,
+    /// A life in which nothing is compacted, so that segments become needless as they are.
+    pub(crate) is_hoarder: bool,
 }
+
+/// How often something was done, or the power cut in the middle of it.
+pub(crate) type Counts = BTreeMap<&'static str, u64>;
 
 impl World {
     pub(crate) fn new(seed: u64, lies: bool) -> World {
@@ -71,6 +84,7 @@ impl World {
         });
         let live = live.collect();
         let is_durable = chance.once_in(3);
+        let (is_keeper, is_hoarder) = (chance.once_in(2), chance.once_in(3));
         let options = Options {
             ack_rule: if is_durable {
                 AckRule::Durable
@@ -102,6 +116,11 @@ impl World {
             recorder: None,
             views: Vec::new(),
             trace: Vec::new(),
+            cuts: Counts::new(),
+            is_cut_counted: true,
+            deeds: Counts::new(),
+            is_keeper,
+            is_hoarder,
             options,
         };
         let words = format!(
@@ -110,6 +129,10 @@ impl World {
         );
         world.tell(words);
         world
+    }
+
+    pub(crate) fn count(&mut self, deed: &'static str, times: u64) {
+        *self.deeds.entry(deed).or_default() += times;
     }
 
     /// Adds to what is printed when this seed fails.
