@@ -86,6 +86,9 @@ impl SegmentHeader {
         if !is_known(VERSION.get_u32(bytes)) {
             return Err(Broken::Version(VERSION.get_u32(bytes)));
         }
+        if FIRST_SEQ.get(bytes) == 0 {
+            return Err(Broken::Field("the first record of a segment"));
+        }
         let id = MACHINE_ID.bytes(bytes);
         let id_len = id.iter().position(|byte| *byte == 0).unwrap_or(id.len());
         let id = id.get(..id_len).unwrap_or_default();
