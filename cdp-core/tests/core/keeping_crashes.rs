@@ -92,8 +92,14 @@ fn a_change_that_fails_is_not_seen_and_works_when_the_storage_does() {
             assert_eq!(harbor.points(), before);
             assert_eq!(content(harbor, 1).unwrap(), 1, "it can be opened again");
         }
-        tries[1](harbor).unwrap();
-        tries[2](harbor).unwrap();
+        // The next change does not bring along what has failed.
+        harbor.label_point(PointId(2), Some("y")).unwrap();
+        let (harbor, _home) = reopened(machine);
+        let point = |id| harbor.point(PointId(id)).unwrap();
+        assert_eq!(point(1), before[0]);
+        assert_eq!(point(2).label.as_deref(), Some("y"));
+        tries[1](&harbor).unwrap();
+        tries[2](&harbor).unwrap();
         let first = harbor.point(PointId(1)).unwrap();
         assert_eq!((first.locked, first.label.as_deref()), (true, Some("x")));
     }
