@@ -137,7 +137,7 @@ impl Qcow2Updater {
             let table = self.table(number)?;
             let entry = table.entries.get_mut(cluster as usize % L2_ENTRIES);
             let old = entry.map(std::mem::take).unwrap_or_default();
-            table.is_changed = true;
+            table.is_changed |= old != 0;
             self.refcounts.free(old & PLACE);
             if self.tables.len() >= UPDATED_TABLES_MAX {
                 self.flush()?;
