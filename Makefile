@@ -6,11 +6,13 @@ BIN := target/debug/virt-cdp
 
 SEEDS ?= 500
 SEED ?=
+DAYS ?= 30
+HARBORS ?= 30
 MINUTES ?= 20
 TARGET ?=
 SECONDS ?= 60
 
-.PHONY: help setup build demo test lint e2e unit sim fuzz soak bench bench-capture man install clean
+.PHONY: help setup build demo test lint e2e unit sim month fuzz soak bench bench-capture man install clean
 
 help:
 	@echo 'make demo     protect a real Debian guest, destroy its data, get it back'
@@ -18,6 +20,7 @@ help:
 	@echo 'make build    the program, $(BIN) (as virtcdpd: the daemon)'
 	@echo 'make lint     formatting, clippy with warnings denied, documentation'
 	@echo 'make sim      crashes and failing storage from SEEDS=$(SEEDS) seeds, or from SEED=n alone'
+	@echo 'make month    DAYS=$(DAYS) of points by a clock set by hand; kills in HARBORS=$(HARBORS); or from SEED=n alone'
 	@echo 'make soak     faults against the capture of a real guest for MINUTES=$(MINUTES), in an order from SEED=n'
 	@echo 'make fuzz     foreign bytes for SECONDS=$(SECONDS) each, or for TARGET=name alone; guided by coverage where nightly is'
 	@echo 'make bench    measurements; see BENCHMARKS.md; of the capture path alone: make bench-capture'
@@ -47,6 +50,11 @@ unit: build
 sim:
 	SEEDS=$(SEEDS) SEED=$(SEED) $(CARGO) test --locked -p cdp-core --test sim
 	SEEDS=$(SEEDS) SEED=$(SEED) $(CARGO) test --locked -p qemu-hook --test nbd -- --nocapture tap_door
+
+# A part of `unit`; here from any seed, for as many days and as many harbors as one likes.
+month:
+	SEED=$(SEED) DAYS=$(DAYS) $(CARGO) test --locked -p cdp-core --test month
+	SEED=$(SEED) SEEDS=$(HARBORS) $(CARGO) test --locked -p cdp-core --test killed
 
 # A part of `unit` for 5 seconds each, on any toolchain; what is found lies in target/fuzz or in libfuzzer/artifacts.
 fuzz:

@@ -1,5 +1,6 @@
 //! Compares what a harbor has with what the oracle says.
 
+use cdp_core::qcow2::Chain;
 use cdp_core::{Harbor, HarborError, Point, PointId, RecoveryReport, View, VolumeId, XmlVersion};
 
 use crate::history::{Disks, Expected, Told};
@@ -154,6 +155,26 @@ impl World {
         }
         self.history.bases.retain(|base| base.is_promised);
         self.history.note_first_offered();
+        self.check_layers()
+    }
+
+    /// Every layer shows what its record does, also below points that nobody keeps.
+    fn check_layers(&self) -> Step {
+        let harbor = self.harbor()?;
+        for base in &self.history.bases {
+            let layers = harbor.base_points(VolumeId(base.volume as u16));
+            for layer in layers.iter().filter(|layer| layer.seq.0 == base.seq) {
+                let name = layer.path.display();
+                let mut found = vec![0xee; base.content.len()];
+                Chain::open(&self.storage, &layer.path)
+                    .and_then(|chain| chain.read_at(&mut found, 0))
+                    .map_err(|error| without_reason("a layer", &error))?;
+                if found != base.content {
+                    let difference = first_difference(&found, &base.content);
+                    return wrong(format!("{name}: {difference}"));
+                }
+            }
+        }
         Ok(())
     }
 
