@@ -105,10 +105,13 @@ pub(crate) const HOLES: &str = "journal";
 fn due(shared: &Shared, listed: Vec<Listed>, scope: Scope) -> (Vec<Listed>, bool) {
     let scrub = shared.scrub();
     let count = listed.len();
+    // What a verification itself writes is new each time: it is read where everything is.
+    let is_own = |one: &Listed| matches!(&one.item, Item::Small(name) if small::OWN.contains(&name.as_str()));
     let with_time = listed
         .into_iter()
         .map(|one| (scrub.verified(&one.name, one.len), one));
     let mut due: Vec<_> = with_time
+        .filter(|(_, one)| scope.not_since.is_none() || !is_own(one))
         .filter(|(at, _)| {
             scope
                 .not_since
@@ -118,7 +121,7 @@ fn due(shared: &Shared, listed: Vec<Listed>, scope: Scope) -> (Vec<Listed>, bool
     drop(scrub);
     // In one of equal age the order of the journal is kept, which the disk likes.
     due.sort_by_key(|(at, _)| *at);
-    let is_everything = due.len() == count;
+    let is_everything = scope.not_since.is_none() && due.len() == count;
     (due.into_iter().map(|(_, one)| one).collect(), is_everything)
 }
 

@@ -84,8 +84,6 @@ struct Check<'a> {
     /// Its records, by number; none if it is broken.
     index: Option<HashMap<Seq, Record>>,
     sums: Sums,
-    /// A frame is broken.
-    is_broken: bool,
     salt: Option<[u8; 16]>,
 }
 
@@ -117,7 +115,6 @@ impl<'a> Check<'a> {
             padded: Vec::new(),
             index: None,
             sums: Sums::default(),
-            is_broken: false,
             salt: None,
         };
         match footer {
@@ -219,6 +216,10 @@ impl<'a> Check<'a> {
         let mut next = self.expected.first;
         let mut broken_from = None;
         while stream.at() < self.end {
+            // Without a footer it is not said where the index begins: behind the last record.
+            if self.footer.is_none() && next > self.expected.last {
+                break;
+            }
             let at = stream.at();
             match self.frame(stream, at, teller)? {
                 Ok((header, records)) => {
@@ -338,8 +339,7 @@ impl<'a> Check<'a> {
         behind: Seq,
         found: &mut Found,
     ) {
-        self.is_broken = true;
-        if self.index.is_some() {
+        if self.index.is_some() || first >= behind {
             return;
         }
         // Whoever looks for records here finds neither an index nor all frames.

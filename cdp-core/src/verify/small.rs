@@ -18,6 +18,9 @@ const FILES: [&str; 5] = [
     "scrub.toml",
 ];
 
+/// Those of them that a verification writes.
+pub(super) const OWN: [&str; 2] = ["damage.toml", "scrub.toml"];
+
 /// Returns the names of the small files that are there.
 pub(super) fn names(shared: &Shared) -> Result<Vec<String>> {
     let list = |dir: &std::path::Path| {

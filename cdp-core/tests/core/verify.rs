@@ -186,7 +186,7 @@ fn every_older_version_is_found_whole() {
     let (harbor, _) = open(&dir);
     let report = verify(&harbor, Scope::default());
     assert_eq!(report.findings, []);
-    assert_eq!(report.unchecked.len(), 2, "no hashes then: {report:?}");
+    assert_eq!(report.unchecked.len(), 1, "no hashes then: {report:?}");
     drop(harbor);
     // Its hash covers every byte.
     let path = dir.join("journal/000000000001.seg");
@@ -296,15 +296,26 @@ fn judge(dir: &Path, model: &Model, context: &str, may_be_uncovered: bool) -> (b
     let is_found = !report.findings.is_empty() || !opened.damage.is_empty();
     assert!(is_found || may_be_uncovered, "{context}: nothing was found");
     let (failed, wrong) = read_all(&harbor, model);
-    assert_eq!(wrong, Broken::new(), "{context}: wrong bytes, {report:#?}");
+    let first = wrong.first();
+    assert!(
+        first.is_none(),
+        "{context}: wrong bytes at {first:?}, {report:#?}"
+    );
     let told = told(&harbor, &report.findings);
     assert!(before.is_subset(&told), "{context}: {report:#?}");
-    assert_eq!(
-        points_of(&told),
-        points_of(&failed),
-        "{context}: {report:#?}"
-    );
-    assert_eq!(told, failed, "{context}: {report:#?}");
+    let (costed, hit) = (points_of(&told), points_of(&failed));
+    assert_eq!(costed, hit, "{context}: {report:#?}");
+    // Where not even the view opens, the other volumes cannot be read either.
+    let shut: BTreeSet<PointId> = hit
+        .iter()
+        .copied()
+        .filter(|id| harbor.view_damaged(*id).is_err())
+        .collect();
+    let differ = told
+        .symmetric_difference(&failed)
+        .filter(|(id, _, _)| !shut.contains(id));
+    let differ: Vec<_> = differ.take(9).collect();
+    assert!(differ.is_empty(), "{context}: {differ:?}, {report:#?}");
     let marked = harbor.points().into_iter().filter(|point| point.damaged);
     let marked: BTreeSet<PointId> = marked.map(|point| point.id).collect();
     assert_eq!(marked, points_of(&failed), "{context}");
