@@ -162,6 +162,17 @@ pub const LAYER_SYNC: u64 = 64 * 1024 * 1024;
 /// Most tables of an image that are changed in memory before they are written.
 pub const UPDATED_TABLES_MAX: usize = 16;
 
+/// Pieces that are read ahead while what is kept is verified.
+pub const PIECES_AHEAD: usize = 2;
+/// Most faults of one image that are told apart.
+pub const IMAGE_FAULTS_MAX: usize = 100;
+/// Most findings of one file that are told apart; neighbours are one.
+pub const FINDINGS_MAX: usize = 200;
+/// Longest `damage.toml` that is read, and that is written.
+pub const DAMAGE_MAX: u64 = 64 * 1024 * 1024;
+/// Longest `scrub.toml` that is read.
+pub const SCRUB_MAX: u64 = 64 * 1024 * 1024;
+
 const _: () = {
     assert!(BLOCK.is_multiple_of(SECTOR));
     assert!(CLUSTER.is_multiple_of(BLOCK));

@@ -112,6 +112,9 @@ pub enum HarborError {
     /// There is no such recovery point, or it cannot be viewed.
     #[error("there is no recovery point {0}")]
     NoSuchPoint(PointId),
+    /// It is known that what the point shows is damaged.
+    #[error("recovery point {0} is damaged")]
+    PointDamaged(PointId),
     /// The point must stay.
     #[error("recovery point {point} {why}")]
     PointHeld {

@@ -29,6 +29,8 @@ use crate::view::{LatestImage, View};
 mod options;
 pub(crate) mod report;
 
+pub(crate) mod checked;
+pub(crate) mod damage;
 mod facts;
 mod keeping;
 mod layers;
@@ -36,6 +38,7 @@ mod layout;
 mod marks;
 pub(crate) mod pace;
 mod pins;
+mod scrub;
 pub(crate) mod shared;
 mod xml;
 
@@ -383,8 +386,19 @@ impl Harbor {
     /// does not depend on the number of records: they are looked at when they are needed.
     ///
     /// # Errors
-    /// [`HarborError::NoSuchPoint`]; records are missing; the storage failed.
+    /// [`HarborError::NoSuchPoint`]; [`HarborError::PointDamaged`]; records are missing; the storage failed.
     pub fn view(&self, point: PointId) -> Result<View> {
+        match self.point(point) {
+            Some(found) if found.damaged => Err(HarborError::PointDamaged(point)),
+            _ => self.view_damaged(point),
+        }
+    }
+
+    /// The same, also of a point that is known to be damaged: reading what is damaged fails, the rest can be had.
+    ///
+    /// # Errors
+    /// As [`view`](Self::view).
+    pub fn view_damaged(&self, point: PointId) -> Result<View> {
         let pin = self.pin(point)?;
         let point = self.point(point).ok_or(HarborError::NoSuchPoint(point))?;
         let description = self.shared.description();
@@ -422,6 +436,7 @@ impl Harbor {
     /// Answers a question about the points that can be viewed; none if there are none.
     fn select<T>(&self, question: impl FnOnce(&[Point]) -> T) -> Option<T> {
         let first = self.shared.first_valid()?;
+        self.shared.judge_new_points();
         let catalog = self.shared.catalog();
         let from = catalog.points.partition_point(|point| point.seq < first);
         Some(question(catalog.points.get(from..).unwrap_or_default()))

@@ -38,6 +38,8 @@ pub mod qcow2;
 pub mod extents;
 pub mod view;
 
+pub mod verify;
+
 pub mod harbor;
 
 pub use base::{BasePoint, Merged, Progress, SeedWriter};
@@ -52,4 +54,5 @@ pub use point::{Gap, GapReason, Grade, Point, PointId, Seq, XmlVersion};
 pub use qcow2::Clusters;
 pub use recorder::{Ack, PointUnderWay, Recorder, RecorderStats, VolumeRecorder};
 pub use retention::Policy;
+pub use verify::{Finding, Lost, Scope, VerifyReport, Verifying};
 pub use view::{LatestImage, View, ViewExtent};

@@ -94,6 +94,9 @@ pub struct Point {
     /// The user wants it kept, whatever a policy says.
     #[serde(default)]
     pub locked: bool,
+    /// It is known that something of what it shows is damaged.
+    #[serde(default)]
+    pub damaged: bool,
 }
 
 /// A span of time with no valid recovery point.

@@ -6,7 +6,7 @@
 //! - [`Qcow2Writer`] writes an image on its own, of clusters in any order: seeds and exports.
 //! - [`layer`] writes a layer over another, of clusters in order: increments, and two of them merged.
 //! - [`update`] changes an image of ours in place: the full, when an increment goes into it.
-//! - [`reader`] reads one image, [`Chain`] an image and all it stands on.
+//! - [`reader`] reads one image, [`Chain`] an image and all it stands on; [`check`] looks whether one is sound.
 
 mod cache;
 mod header;
@@ -15,6 +15,7 @@ pub(crate) mod reader;
 
 mod chain;
 
+pub(crate) mod check;
 mod counts;
 pub(crate) mod layer;
 pub(crate) mod update;

@@ -57,5 +57,7 @@ mod seed;
 mod time;
 #[path = "core/turns.rs"]
 mod turns;
+#[path = "core/verify.rs"]
+mod verify;
 #[path = "core/without.rs"]
 mod without;

@@ -19,7 +19,7 @@ use v1::{
     MachineRequest, OpenViewRequest, PointChanges, PointList, PointsRequest, Policy, PolicyList,
     PolicyPreview, PolicyRequest, PreviewPolicyRequest, ProtectRequest, SetPolicyRequest,
     StatusReply, TakeoverList, TakeoverNameRequest, TakeoverReply, TakeoverRequest,
-    UnprotectRequest, View, ViewList,
+    UnprotectRequest, VerifyRequest, View, ViewList,
 };
 
 /// The metadata key (binary, UTF-8) under which a gRPC status carries the cure.
@@ -132,6 +132,8 @@ pub trait Engine: Send + Sync + 'static {
     fn set_policy(&self, request: SetPolicyRequest) -> ApiResult<Policy>;
     fn assign_policy(&self, request: AssignPolicyRequest) -> ApiResult<Machine>;
     fn preview_policy(&self, request: PreviewPolicyRequest) -> ApiResult<PolicyPreview>;
+
+    fn verify(&self, request: VerifyRequest) -> ApiResult<Job>;
 
     fn open_view(&self, request: OpenViewRequest) -> ApiResult<View>;
     fn list_views(&self) -> ApiResult<ViewList>;

@@ -81,6 +81,7 @@ fn merge_once(
     let Some(step) = next_step(&facts, first_used) else {
         return Ok(None);
     };
+    shared.check_undamaged(volume.id)?;
     let (at, outcome) = match step {
         Step::Drop(at) => (at, None),
         Step::IntoFull => (0, Some(1)),

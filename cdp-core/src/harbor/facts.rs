@@ -13,14 +13,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::checked;
 use crate::bounds::POINTS_MAX;
 use crate::error::{HarborError, Result};
 use crate::point::{Point, PointId};
 use crate::storage::Storage;
 use crate::storage::replace::{read_all, replace};
-
-/// Begins the first line, which holds the CRC-32C of all lines below it, in hexadecimal.
-const CHECK: &str = "# crc32c ";
 
 /// What was said of points after they were made.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -89,14 +87,7 @@ pub(crate) fn write(storage: &dyn Storage, dir: &Path, facts: &Facts) -> Result<
 
 fn decode(bytes: &[u8]) -> Result<Facts, String> {
     let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
-    let (first, rest) = text.split_once('\n').unwrap_or((text, ""));
-    let check = first
-        .strip_prefix(CHECK)
-        .and_then(|digits| u32::from_str_radix(digits, 16).ok())
-        .ok_or("its first line is not its checksum")?;
-    if check != crc32c::crc32c(rest.as_bytes()) {
-        return Err("its checksum is wrong".into());
-    }
+    let rest = checked::of_checked_toml(text)?;
     let text: Text = toml::from_str(rest).map_err(|e| e.to_string())?;
     let in_order = |pair: &[(PointId, PointId)]| match pair {
         [before, after] => before.1 < after.0,
@@ -135,8 +126,7 @@ impl Facts {
             labels: self.labels.iter().map(label).collect(),
         };
         let rest = toml::to_string(&text).map_err(io::Error::other)?;
-        let check = crc32c::crc32c(rest.as_bytes());
-        Ok(format!("{CHECK}{check:08x}\n{rest}"))
+        Ok(checked::toml(&rest))
     }
 
     /// Says what is wrong with the file, for the report of a recovery.
@@ -324,7 +314,7 @@ mod tests {
             "deleted = [[1, 5], [5, 6]]\n",
             "gone = 1\n",
         ] {
-            let text = format!("{CHECK}{:08x}\n{rest}", crc32c::crc32c(rest.as_bytes()));
+            let text = checked::toml(rest);
             assert!(decode(text.as_bytes()).is_err(), "{rest}");
         }
     }
@@ -339,6 +329,7 @@ mod tests {
             label: label.map(str::to_owned),
             xml: None,
             locked: false,
+            damaged: false,
         };
         let mut facts = Facts::default();
         facts.delete(&ids(&[1, 3]), &ids(&[2, 4, 5]));

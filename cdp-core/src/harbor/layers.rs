@@ -60,7 +60,9 @@ impl Shared {
         let base = newest
             .or(layers.first())
             .ok_or(HarborError::NotSeeded(volume))?;
-        let chain = Arc::new(Chain::open(&*self.options.storage, &base.path)?);
+        let mut chain = Chain::open(&*self.options.storage, &base.path)?;
+        chain.refuse(&self.damaged_areas(volume));
+        let chain = Arc::new(chain);
         let mut open = lock(&self.layers.open);
         open.retain(|(_, _, chain)| chain.strong_count() > 0);
         open.push((volume, base.seq, Arc::downgrade(&chain)));

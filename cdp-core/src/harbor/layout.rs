@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::checked;
 use crate::bounds::DESCRIPTION_MAX;
 use crate::error::{HarborError, Result};
 use crate::machine::{FORMAT_VERSION, MachineDescription};
@@ -91,7 +92,8 @@ pub(crate) fn write_description(
 ) -> Result<()> {
     let path = dir.join(DESCRIPTION);
     let text = toml::to_string(desc).map_err(|e| HarborError::InvalidDescription(e.to_string()))?;
-    replace(storage, &path, text.as_bytes()).map_err(|e| HarborError::storage("write", &path, e))
+    replace(storage, &path, checked::toml(&text).as_bytes())
+        .map_err(|e| HarborError::storage("write", &path, e))
 }
 
 fn make_dir(storage: &dyn Storage, dir: &Path) -> Result<()> {

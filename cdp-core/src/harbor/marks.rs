@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::checked;
 use crate::bounds::MARKS_MAX;
 use crate::error::{HarborError, Result};
 use crate::machine::VolumeId;
@@ -66,7 +67,9 @@ pub(crate) fn read(storage: &dyn Storage, dir: &Path) -> Marks {
             return Marks::default();
         }
     };
-    toml::from_str(&text).unwrap_or_else(|error| {
+    let rest = checked::of_toml(&text);
+    let marks = rest.and_then(|rest| toml::from_str(rest).map_err(|e| e.to_string()));
+    marks.unwrap_or_else(|error| {
         tracing::warn!(path = %path.display(), %error, "no marks are trusted");
         Marks::default()
     })
@@ -77,7 +80,7 @@ pub(crate) fn write(storage: &dyn Storage, dir: &Path, marks: &Marks) -> Result<
     let path = path_of(dir);
     let failed = |e| HarborError::storage("write", &path, e);
     let text = toml::to_string(marks).map_err(|e| failed(io::Error::other(e)))?;
-    replace(storage, &path, text.as_bytes()).map_err(failed)
+    replace(storage, &path, checked::toml(&text).as_bytes()).map_err(failed)
 }
 
 /// Trusts no marks any more, durable on return.

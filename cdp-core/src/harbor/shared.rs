@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
+use super::damage::{self, Damage};
 use super::facts::{self, Facts};
 use super::layers::Layers;
 use super::layout::{lock_path, read_description, write_description};
@@ -16,6 +17,7 @@ use super::options::Options;
 use super::pace::Pace;
 use super::pins::Pins;
 use super::report::{RecoveryReport, Usage};
+use super::scrub::Scrub;
 use super::xml;
 use crate::base::{self, BasePoint, Found};
 use crate::error::{HarborError, Result};
@@ -40,6 +42,12 @@ pub(crate) struct Shared {
     /// What was said of points after they were made; the catalog's points have it.
     facts: Mutex<Facts>,
     pub(crate) pins: Arc<Pins>,
+    /// What is known to be damaged; the catalog's points have it.
+    damage: Mutex<Damage>,
+    /// What was verified when.
+    scrub: Mutex<Scrub>,
+    /// Held while it is found out what damage costs.
+    judging: Mutex<()>,
     bases: Mutex<Vec<BasePoint>>,
     /// Of all segments that were looked through.
     pub(crate) lookups: Arc<Lookups>,
@@ -91,6 +99,7 @@ impl Shared {
         let mut catalog = recover(storage, dir, &description.machine_id, &bases, report)?;
         forget_marks_if_damaged(storage, dir, report)?;
         let facts = take_facts(storage, dir, &mut catalog, report)?;
+        let (damage, scrub) = damage::take(storage, dir, &mut catalog.points, &mut report.damage)?;
         let xml = xml::newest(storage, &dir.join("xml"))?;
         Ok(Shared {
             dir: dir.to_path_buf(),
@@ -99,6 +108,9 @@ impl Shared {
             catalog: Mutex::new(catalog),
             facts: Mutex::new(facts),
             pins: Arc::default(),
+            damage: Mutex::new(damage),
+            scrub: Mutex::new(scrub),
+            judging: Mutex::default(),
             bases: Mutex::new(bases),
             lookups: Arc::default(),
             layers: Layers::new(merging),
@@ -129,6 +141,7 @@ impl Shared {
         let mut catalog = recover(storage, &self.dir, &id, &bases, &mut report)?;
         forget_marks_if_damaged(storage, &self.dir, &report)?;
         let facts = take_facts(storage, &self.dir, &mut catalog, &mut report)?;
+        self.damage().mark(&mut catalog.points);
         *self.facts() = facts;
         *self.catalog() = catalog;
         Ok(report)
@@ -152,6 +165,19 @@ impl Shared {
 
     pub(crate) fn facts(&self) -> MutexGuard<'_, Facts> {
         lock(&self.facts)
+    }
+
+    pub(crate) fn damage(&self) -> MutexGuard<'_, Damage> {
+        lock(&self.damage)
+    }
+
+    pub(crate) fn scrub(&self) -> MutexGuard<'_, Scrub> {
+        lock(&self.scrub)
+    }
+
+    /// Waits for the turn to find out what damage costs.
+    pub(crate) fn judging(&self) -> MutexGuard<'_, ()> {
+        lock(&self.judging)
     }
 
     /// Waits for the turn to write one of the harbor's small files.

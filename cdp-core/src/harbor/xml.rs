@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::checked;
 use crate::bounds::XML_MAX;
 use crate::error::{HarborError, Result};
 use crate::point::XmlVersion;
@@ -27,11 +28,14 @@ pub(crate) fn newest(storage: &dyn Storage, dir: &Path) -> Result<Option<XmlVers
 /// Returns a version's text.
 pub(crate) fn read(storage: &dyn Storage, dir: &Path, version: XmlVersion) -> Result<String> {
     let path = path_of(dir, version);
-    let bytes = read_all(storage, &path, XML_MAX).map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => HarborError::NoSuchXml(version),
-        _ => HarborError::storage("read", &path, e),
-    })?;
-    String::from_utf8(bytes).map_err(|e| HarborError::damaged(&path, e.to_string()))
+    let bytes =
+        read_all(storage, &path, XML_MAX + checked::XML_MORE).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => HarborError::NoSuchXml(version),
+            _ => HarborError::storage("read", &path, e),
+        })?;
+    let damaged = |what: String| HarborError::damaged(&path, what);
+    let text = String::from_utf8(bytes).map_err(|e| damaged(e.to_string()))?;
+    checked::of_xml(&text).map(str::to_string).map_err(damaged)
 }
 
 /// Keeps a text unless it is that of `newest`; returns its version.
@@ -56,7 +60,7 @@ pub(crate) fn keep(
     }
     let version = XmlVersion(newest.map_or(1, |newest| newest.0 + 1));
     let path = path_of(dir, version);
-    replace(storage, &path, text.as_bytes())
+    replace(storage, &path, checked::xml(text).as_bytes())
         .map_err(|e| HarborError::storage("write", &path, e))?;
     Ok(version)
 }

@@ -17,7 +17,7 @@ mod file;
 mod thin;
 mod write;
 
-pub(crate) use file::{BlockCache, ColdFile};
+pub(crate) use file::{BlockCache, ColdFile, Entry};
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -403,6 +403,7 @@ fn point(record: &Record, label: Option<String>) -> Point {
         label,
         xml: (record.xml > 0).then_some(XmlVersion(record.xml)),
         locked: false,
+        damaged: false,
     }
 }
 

@@ -441,6 +441,14 @@ impl Segment {
         Ok(())
     }
 
+    /// Returns the hash that the next segment names; none if it is not sealed.
+    pub(crate) fn chain_hash(&self) -> Option<[u8; 32]> {
+        match self.cold() {
+            Some(footer) => Some(footer.chain),
+            None => self.footer().ok().map(|footer| footer.hash),
+        }
+    }
+
     /// Returns the footer of a sealed segment.
     fn footer(&self) -> Result<Footer> {
         match &*self.body.read().unwrap_or_else(PoisonError::into_inner) {

@@ -301,6 +301,7 @@ impl Sequencer {
             label,
             xml,
             locked: false,
+            damaged: false,
         };
         line.notices.push_back((seq, Notice::Point(point.clone())));
         Ok(Some(point))

@@ -5,6 +5,8 @@
 //!
 //! Invariant: a chain holds all its files open, so that no later change of names can hurt it.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,6 +24,8 @@ pub struct Chain {
     /// The uppermost first.
     layers: Vec<Qcow2Reader>,
     unpacked: Unpacked,
+    /// What must not be read of a layer, by its number.
+    refused: BTreeMap<u32, Vec<Range<u64>>>,
 }
 
 /// A stretch of the volume that is in one file in one piece, or not at all.
@@ -55,7 +59,36 @@ impl Chain {
         Ok(Chain {
             layers,
             unpacked: Unpacked::default(),
+            refused: BTreeMap::new(),
         })
+    }
+
+    /// Has what layers hold of some ranges refused, by the names of their files: it is known to be damaged.
+    pub(crate) fn refuse(&mut self, areas: &BTreeMap<String, Vec<Range<u64>>>) {
+        for (number, layer) in (0..).zip(&self.layers) {
+            if let Some(ranges) = areas.get(&layer.name()) {
+                self.refused.insert(number, ranges.clone());
+            }
+        }
+    }
+
+    /// Cuts a stretch before what is refused of a layer.
+    fn allowed(&self, number: u32, offset: u64, mut stretch: Stretch) -> Result<Stretch> {
+        let Some(ranges) = self.refused.get(&number) else {
+            return Ok(stretch);
+        };
+        for range in ranges {
+            if range.contains(&offset) {
+                let layer = self.layers.get(number as usize);
+                let what = "what it holds there is not what was written";
+                let path = layer.map_or(Path::new(""), Qcow2Reader::path);
+                return Err(HarborError::damaged(path, what));
+            }
+            if range.start > offset && !range.is_empty() {
+                stretch.len = stretch.len.min(range.start - offset);
+            }
+        }
+        Ok(stretch)
     }
 
     /// Returns the bytes of the volume.
@@ -119,6 +152,7 @@ impl Chain {
         for (number, layer) in (0..).zip(&self.layers) {
             let stretch = layer.stretch(offset, len)?;
             if stretch.held != Held::Nothing {
+                let stretch = self.allowed(number, offset, stretch)?;
                 return Ok((stretch, Some((number, layer))));
             }
             len = stretch.len;

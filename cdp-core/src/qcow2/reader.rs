@@ -85,6 +85,17 @@ impl Qcow2Reader {
         self.header.size
     }
 
+    /// Returns the path of the file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the name of the file.
+    pub(crate) fn name(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
     /// Returns the bytes of the file.
     pub(crate) fn file_len(&self) -> u64 {
         self.file_len

@@ -30,6 +30,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "TARGET")]
     disk: Vec<String>,
 
+    /// Also if the point is damaged: what is damaged of it cannot be read, all else can
+    #[arg(long)]
+    damaged: bool,
+
     /// The directory for the images; as the daemon sees it
     #[arg(value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     dir: PathBuf,
@@ -42,6 +46,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
         name: args.name,
         at: Some(at.newest()),
         disks: args.disk,
+        damaged: args.damaged,
         dir,
     };
     let job = session.client.call(async |api| api.export(request).await)?;

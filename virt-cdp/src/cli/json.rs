@@ -150,6 +150,7 @@ document! {
         label: String = p.label.clone(),
         seq: u64 = p.seq,
         locked: bool = p.locked,
+        damaged: bool = p.damaged,
     }
 }
 
@@ -176,7 +177,7 @@ document! {
 }
 
 document! {
-    /// Long work, as it ended: `export`, `takeover-commit`.
+    /// Long work, as it ended: `export`, `takeover-commit`, `verify`.
     Job(j: v1::Job) {
         id: String = j.id.clone(),
         kind: String = j.kind.clone(),
@@ -187,6 +188,55 @@ document! {
         progress: Option<Progress> = j.progress.as_ref().map(Into::into),
         point: Option<Point> = j.point.as_ref().map(Into::into),
         files: Vec<String> = j.files.clone(),
+        report: Option<VerifyReport> = j.report.as_ref().map(Into::into),
+    }
+}
+
+document! {
+    /// What a verification found.
+    VerifyReport(r: v1::VerifyReport) {
+        files: u64 = r.files,
+        bytes: u64 = r.bytes,
+        left: u64 = r.left,
+        findings: Vec<Finding> = all(&r.findings),
+        unchecked: Vec<Unchecked> = all(&r.unchecked),
+    }
+}
+
+document! {
+    /// Something that is not as it was written; `length` 0: it is not known where in the file.
+    Finding(f: v1::Finding) {
+        file: String = f.file.clone(),
+        what: String = f.what.clone(),
+        offset: u64 = f.offset,
+        length: u64 = f.length,
+        costs: Vec<DamageCost> = all(&f.costs),
+    }
+}
+
+document! {
+    /// The points, from the first to the last, and the bytes of a volume that cannot be had there.
+    DamageCost(c: v1::DamageCost) {
+        first: u64 = c.first,
+        last: u64 = c.last,
+        volume: String = c.volume.clone(),
+        areas: Vec<DamagedArea> = all(&c.areas),
+    }
+}
+
+document! {
+    /// A range of a volume.
+    DamagedArea(a: v1::DamagedArea) {
+        offset: u64 = a.offset,
+        length: u64 = a.length,
+    }
+}
+
+document! {
+    /// A layer that has clusters without a hash.
+    Unchecked(u: v1::Unchecked) {
+        file: String = u.file.clone(),
+        clusters: u64 = u.clusters,
     }
 }
 

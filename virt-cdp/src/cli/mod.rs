@@ -38,6 +38,7 @@ mod takeover_discard;
 mod takeover_list;
 mod thaw_watch;
 mod unprotect;
+mod verify;
 mod version;
 mod view_close;
 mod view_list;
@@ -138,6 +139,7 @@ enum Command {
     PolicySet(policy_set::Args),
     PolicyAssign(policy_assign::Args),
     PolicyPreview(policy_preview::Args),
+    Verify(verify::Args),
     ViewOpen(view_open::Args),
     ViewList(view_list::Args),
     ViewClose(view_close::Args),
@@ -182,6 +184,7 @@ impl Command {
             Self::PolicySet(args) => policy_set::run(args, session),
             Self::PolicyAssign(args) => policy_assign::run(args, session),
             Self::PolicyPreview(args) => policy_preview::run(args, session),
+            Self::Verify(args) => verify::run(args, session),
             Self::ViewOpen(args) => view_open::run(args, session),
             Self::ViewList(args) => view_list::run(args, session),
             Self::ViewClose(args) => view_close::run(args, session),

@@ -47,13 +47,14 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
         .client
         .call(async |api| api.list_points(request).await)?;
     session.answer(&json::Points::from(&list), || {
-        let mut table = Table::new(["Id", "Time", "Grade", "Locked", "Label"]);
+        let mut table = Table::new(["Id", "Time", "Grade", "Locked", "State", "Label"]);
         for point in &list.points {
             table.row([
                 point.id.to_string(),
                 local(point.time_ns),
                 point.grade.clone(),
                 if point.locked { "yes" } else { "-" }.into(),
+                if point.damaged { "damaged" } else { "ok" }.into(),
                 or_dash(&point.label),
             ]);
         }

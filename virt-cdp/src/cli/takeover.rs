@@ -61,6 +61,10 @@ pub(super) struct Args {
     /// Leaves it paused instead of letting it run
     #[arg(long)]
     paused: bool,
+
+    /// Also if the point is damaged: what is damaged of it cannot be read, all else can
+    #[arg(long)]
+    damaged: bool,
 }
 
 /// Whether interfaces keep their MAC addresses.
@@ -85,6 +89,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
         },
         disk_bus: args.disk_bus.unwrap_or_default(),
         paused: args.paused,
+        damaged: args.damaged,
     };
     let reply = session
         .client

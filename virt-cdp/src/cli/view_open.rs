@@ -20,6 +20,10 @@ pub(super) struct Args {
     /// The moment: the newest point not later than T is taken
     #[arg(long, value_name = "T")]
     at: String,
+
+    /// Also if the point is damaged: what is damaged of it cannot be read, all else can
+    #[arg(long)]
+    damaged: bool,
 }
 
 pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
@@ -27,6 +31,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
     let request = v1::OpenViewRequest {
         name: args.name,
         at: Some(at.newest()),
+        damaged: args.damaged,
     };
     let view = session
         .client

@@ -172,6 +172,7 @@ calls! {
     list_views(v1::Empty) -> v1::ViewList = |engine, _| engine.list_views();
     close_view(v1::CloseViewRequest) -> v1::Empty = |engine, message| engine.close_view(message).map(empty);
     export(v1::ExportRequest) -> v1::Job = |engine, message| engine.export(message);
+    verify(v1::VerifyRequest) -> v1::Job = |engine, message| engine.verify(message);
     get_job(v1::JobRequest) -> v1::Job = |engine, message| engine.get_job(message);
     cancel_job(v1::JobRequest) -> v1::Job = |engine, message| engine.cancel_job(message);
     takeover(v1::TakeoverRequest) -> v1::TakeoverReply = |engine, message| engine.takeover(message);

@@ -10,13 +10,13 @@ use libvirt_driver::apparmor;
 
 use super::{
     Engine,
-    errors::from_harbor,
-    export, guard,
+    export::{self, view_of},
+    guard,
     keeping::check_label,
     machine::{Machine, OBEY_DEADLINE, PointWish, State},
     messages, moments,
     quiesce::Made,
-    tidy,
+    tidy, verify,
     views::Holder,
 };
 use crate::{
@@ -211,7 +211,7 @@ impl api::Engine for EngineHandle {
     fn open_view(&self, request: v1::OpenViewRequest) -> ApiResult<v1::View> {
         let harbor = self.0.machine(&request.name)?.harbor();
         let point = moments::resolve(&request.name, &harbor, request.at.as_ref())?;
-        let view = harbor.view(point.id).map_err(from_harbor)?;
+        let view = view_of(&harbor, &point, request.damaged)?;
         self.0.views.open(
             &harbor.description(),
             view,
@@ -236,6 +236,11 @@ impl api::Engine for EngineHandle {
         export::start(&self.0.jobs, &harbor, &request)
     }
 
+    fn verify(&self, request: v1::VerifyRequest) -> ApiResult<v1::Job> {
+        let machine = self.0.machine(&request.name)?;
+        verify::start(&self.0.jobs, &machine, &request)
+    }
+
     fn get_job(&self, request: v1::JobRequest) -> ApiResult<v1::Job> {
         Ok(self.0.jobs.get(&request.id)?.record())
     }
@@ -250,6 +255,8 @@ impl api::Engine for EngineHandle {
         let began = std::time::Instant::now();
         let harbor = self.0.machine(&request.name)?.harbor();
         let point = moments::resolve(&request.name, &harbor, request.at.as_ref())?;
+        // Before anything is made of it.
+        view_of(&harbor, &point, request.damaged)?;
         let uri = match harbor.description().source {
             MachineSource::Libvirt { uri, .. } => uri,
             MachineSource::Qmp { .. } => self.0.config.libvirt.uri.clone(),

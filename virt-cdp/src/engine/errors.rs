@@ -56,6 +56,12 @@ pub(crate) fn from_harbor(error: HarborError) -> ApiError {
         HarborError::NoSuchPoint(_) => {
             (K::NotFound, Some("see point-list for the points there are"))
         }
+        HarborError::PointDamaged(_) => (
+            K::FailedPrecondition,
+            Some(
+                "take another point, see point-list; verify says what is damaged, and --damaged takes it nevertheless: reading that fails",
+            ),
+        ),
         HarborError::PointHeld { why, .. } => (
             K::FailedPrecondition,
             Some(match why {

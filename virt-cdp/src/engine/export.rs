@@ -2,12 +2,21 @@
 
 use std::{fs, io, ops::ControlFlow, path::PathBuf};
 
-use cdp_core::{Harbor, VolumeDescription};
+use cdp_core::{Harbor, Point, View, VolumeDescription};
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult, v1},
     engine::{errors::from_harbor, jobs::Jobs, messages, moments, names},
 };
+
+/// Opens a view of a point; of one that is damaged only if `damaged` says that this is known.
+pub(crate) fn view_of(harbor: &Harbor, point: &Point, damaged: bool) -> ApiResult<View> {
+    let view = match damaged {
+        true => harbor.view_damaged(point.id),
+        false => harbor.view(point.id),
+    };
+    view.map_err(from_harbor)
+}
 
 /// Starts the export; everything that can be refused is refused before it starts.
 pub(crate) fn start(
@@ -61,7 +70,7 @@ pub(crate) fn start(
         let size = volume.size_at(point.seq).unwrap_or_default();
         volumes.push((volume.id, size, path));
     }
-    let view = harbor.view(point.id).map_err(from_harbor)?;
+    let view = view_of(harbor, &point, request.damaged)?;
     let total: u64 = volumes.iter().map(|(_, size, _)| size).sum();
     jobs.start(
         "export",

@@ -1,4 +1,4 @@
-//! Long work of the daemon: exports and commits, each on a thread of its own, watched by polling.
+//! Long work of the daemon: exports, commits and verifications, each on a thread of its own, watched by polling.
 //!
 //! A job's state is a small record behind a mutex; the worker updates it through [`JobHandle`]. Ended
 //! jobs are kept (the newest [`ENDED_MAX`]) so that a client that polls late still gets its answer.
@@ -53,6 +53,11 @@ impl JobHandle {
             done_bytes: done,
             total_bytes: total,
         });
+    }
+
+    /// Notes what a verification has found.
+    pub(crate) fn found(&self, report: v1::VerifyReport) {
+        guard(&self.record).report = Some(report);
     }
 
     /// Notes a file that was written whole.

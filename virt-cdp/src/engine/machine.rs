@@ -338,9 +338,17 @@ impl Machine {
         *guard(&self.damage) = Arc::new(damage);
     }
 
-    /// What was found damaged when its harbor was opened.
+    /// What was found damaged when its harbor was opened, and what verifications have found since; the latter until it is
+    /// found whole.
     pub(crate) fn damage(&self) -> Arc<Vec<String>> {
-        Arc::clone(&guard(&self.damage))
+        let opened = Arc::clone(&guard(&self.damage));
+        let found = self.harbor.damage();
+        if found.is_empty() {
+            return opened;
+        }
+        let words = |one: &cdp_core::Finding| format!("{}: {}", one.file, one.what);
+        let all = opened.iter().cloned().chain(found.iter().map(words));
+        Arc::new(all.collect())
     }
 
     /// Keeps the supervisor's thread, to be joined at the end.

@@ -41,6 +41,7 @@ pub(crate) fn point(point: &Point) -> v1::Point {
         label: point.label.clone().unwrap_or_default(),
         seq: point.seq.0,
         locked: point.locked,
+        damaged: point.damaged,
     }
 }
 

@@ -58,6 +58,7 @@ mod keeping;
 
 mod tidy;
 
+mod verify;
 mod views;
 
 mod export;

@@ -29,6 +29,7 @@ use crate::{
 mod base;
 mod pacer;
 mod retention;
+mod scrub;
 mod size;
 
 pub(crate) use size::SizeState;
@@ -59,7 +60,7 @@ struct Step {
 }
 
 /// The steps, in their order. First what is cheap and lets go of points; what needs the disk for long comes behind it.
-const STEPS: [Step; 4] = [
+const STEPS: [Step; 5] = [
     Step {
         name: "retention",
         run: retention::run,
@@ -75,6 +76,10 @@ const STEPS: [Step; 4] = [
     Step {
         name: "compact",
         run: base::compact,
+    },
+    Step {
+        name: "scrub",
+        run: scrub::run,
     },
 ];
 /// How these threads are served by processor and disk among all: as the last.

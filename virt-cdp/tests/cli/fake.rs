@@ -71,6 +71,7 @@ pub(crate) fn point() -> v1::Point {
         label: "before".into(),
         seq: 4567,
         locked: true,
+        damaged: false,
     }
 }
 
@@ -308,6 +309,34 @@ fn job(kind: &str, state: &str) -> v1::Job {
         } else {
             String::new()
         },
+        report: None,
+    }
+}
+
+fn report() -> v1::VerifyReport {
+    v1::VerifyReport {
+        files: 12,
+        bytes: 1 << 30,
+        left: 1,
+        findings: vec![v1::Finding {
+            file: "journal/000000000007.seg".into(),
+            what: "the payload of record 5 is not what was written".into(),
+            offset: 8192,
+            length: 4096,
+            costs: vec![v1::DamageCost {
+                first: 3,
+                last: 9,
+                volume: "vda".into(),
+                areas: vec![v1::DamagedArea {
+                    offset: 65536,
+                    length: 4096,
+                }],
+            }],
+        }],
+        unchecked: vec![v1::Unchecked {
+            file: "base/vol-00000/full-00000000000000000003.qcow2".into(),
+            clusters: 4,
+        }],
     }
 }
 
@@ -507,12 +536,21 @@ impl Engine for Fake {
         })
     }
 
+    fn verify(&self, request: v1::VerifyRequest) -> ApiResult<v1::Job> {
+        self.note(&request);
+        check(&request.name)?;
+        self.polls.store(0, Ordering::SeqCst);
+        *self.cancelled.lock().unwrap() = false;
+        Ok(v1::Job {
+            id: format!("verify-{}", request.name),
+            point: None,
+            files: Vec::new(),
+            ..job("verify", "running")
+        })
+    }
+
     fn get_job(&self, request: v1::JobRequest) -> ApiResult<v1::Job> {
-        let kind = if request.id.starts_with("commit") {
-            "commit"
-        } else {
-            "export"
-        };
+        let kind = request.id.split('-').next().unwrap_or_default();
         let state = match request.id.as_str() {
             _ if *self.cancelled.lock().unwrap() => "cancelled",
             "export-full" => "failed",
@@ -520,9 +558,21 @@ impl Engine for Fake {
             _ if self.polls.fetch_add(1, Ordering::SeqCst) == 0 => "running",
             _ => "done",
         };
+        let mut found = job(kind, state);
+        if kind == "verify" {
+            (found.point, found.files) = (None, Vec::new());
+            let whole = v1::VerifyReport {
+                files: 3,
+                ..Default::default()
+            };
+            found.report = Some(match request.id.as_str() {
+                "verify-rotten" => report(),
+                _ => whole,
+            });
+        }
         Ok(v1::Job {
             id: request.id,
-            ..job(kind, state)
+            ..found
         })
     }
 

@@ -23,6 +23,7 @@ fn document(stage: &Stage, words: &[&str]) -> Value {
 fn point() -> Value {
     json!({
         "id": 123, "time": TIME, "grade": "crash", "label": "before", "seq": 4567, "locked": true,
+        "damaged": false,
     })
 }
 
@@ -99,6 +100,7 @@ fn coverage() -> Value {
 fn new_point(grade: &str, note: &str, frozen_ms: u64) -> Value {
     json!({
         "id": 123, "time": TIME, "grade": grade, "label": "before", "seq": 4567, "locked": true,
+        "damaged": false,
         "note": note, "frozen_ms": frozen_ms,
     })
 }
@@ -137,7 +139,7 @@ fn job(id: &str, kind: &str) -> Value {
     json!({
         "id": id, "kind": kind, "machine": "web1", "state": "done", "error": "", "hint": "",
         "progress": {"what": kind, "done_bytes": 1_073_741_824, "total_bytes": 10_737_418_240_u64},
-        "point": point(), "files": ["/out/web1-vda.qcow2"],
+        "point": point(), "files": ["/out/web1-vda.qcow2"], "report": null,
     })
 }
 

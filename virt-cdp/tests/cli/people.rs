@@ -15,9 +15,9 @@ fn tables_look_like_virsh() {
     );
     assert_eq!(
         stage.run(&["point-list", "web1"]).good(),
-        "\x20Id    Time                      Grade   Locked   Label
-----------------------------------------------------------
- 123   2026-01-02 03:04:05.123   crash   yes      before
+        "\x20Id    Time                      Grade   Locked   State   Label
+------------------------------------------------------------------
+ 123   2026-01-02 03:04:05.123   crash   yes      ok      before
 (there are older ones)
 
 Coverage: |#######################################+| 98.3 % of 1h1m, 1 gap

@@ -36,6 +36,45 @@ fn an_export_shows_its_files() {
 }
 
 #[test]
+fn a_verification_says_what_is_damaged_and_ends_with_1_then() {
+    let stage = Stage::new();
+    let text = stage.run(&["verify", "web1"]).good();
+    assert!(
+        text.ends_with("verified: 3 files, 0 B\nno damage\n"),
+        "{text}"
+    );
+    assert!(
+        stage.asked().contains("all: false, rate: 0"),
+        "{}",
+        stage.asked()
+    );
+    let ran = stage.run(&["verify", "rotten", "--all", "--rate", "64MiB"]);
+    assert!(ran.stdout.ends_with(
+        "verified: 12 files, 1 GiB\n\
+         left for the next time: 1 files that others took the place of\n\
+         without hashes: 4 clusters of base/vol-00000/full-00000000000000000003.qcow2\n\
+         damaged: journal/000000000007.seg, 4096 bytes at 8192: the payload of record 5 is not what was written\n\
+         \x20 costs points 3 to 9: 4096 bytes of vda, from 65536 on\n"
+    ), "{}", ran.stdout);
+    assert_eq!(ran.code, Some(1));
+    assert!(
+        ran.stderr
+            .contains("error: web1 is damaged in 1 place\nhint: "),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn a_verification_is_a_document_for_programs_also_where_there_is_damage() {
+    let ran = Stage::new().run(&["verify", "rotten", "--json"]);
+    assert_eq!(ran.code, Some(1));
+    let document: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(document["kind"], "verify");
+    assert_eq!(document["report"]["findings"][0]["costs"][0]["last"], 9);
+}
+
+#[test]
 fn a_job_that_fails_shows_its_error_and_hint() {
     let ran = Stage::new().run(&["export", "full", "--at", "latest", "/out"]);
     assert_eq!(

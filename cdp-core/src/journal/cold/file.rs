@@ -52,12 +52,12 @@ impl BlockCache {
 
 /// Where a block is in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) position: u64,
+pub(crate) struct Entry {
+    pub(crate) position: u64,
     /// Bytes stored; as many as the block has if it is not compressed.
-    pub(super) len: u32,
+    pub(crate) len: u32,
     /// CRC-32C of what is stored.
-    pub(super) crc: u32,
+    pub(crate) crc: u32,
 }
 
 impl Entry {
@@ -71,7 +71,7 @@ impl Entry {
         bytes
     }
 
-    fn decode(bytes: [u8; COLD_ENTRY_LEN]) -> Entry {
+    pub(crate) fn decode(bytes: [u8; COLD_ENTRY_LEN]) -> Entry {
         let word = u128::from_le_bytes(bytes);
         Entry {
             position: word as u64,

@@ -18,6 +18,10 @@ const BASE_JOURNAL: Bounds<u64> = Bounds {
     least: MIB,
     most: 1 << 50,
 };
+const SCRUB_INTERVAL: Bounds<Duration> = Bounds {
+    least: Duration::ZERO,
+    most: Duration::from_secs(366 * 24 * 3600),
+};
 const RATE: Bounds<u64> = Bounds {
     least: MIB,
     most: 1 << 40,
@@ -41,6 +45,9 @@ pub struct Tidy {
     pub rate: u64,
     /// Whether layers are compressed when they are merged.
     pub compress: bool,
+    /// Within so long everything that is kept is verified; zero: never by itself.
+    #[serde(serialize_with = "put_duration", deserialize_with = "scrub_interval")]
+    pub scrub_interval: Duration,
 }
 
 impl Default for Tidy {
@@ -51,6 +58,7 @@ impl Default for Tidy {
             base_journal: 4096 * MIB,
             rate: 128 * MIB,
             compress: true,
+            scrub_interval: Duration::from_secs(7 * 24 * 3600),
         }
     }
 }
@@ -61,6 +69,10 @@ fn interval<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
 
 fn base_interval<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     duration(from, &BASE_INTERVAL)
+}
+
+fn scrub_interval<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    duration(from, &SCRUB_INTERVAL)
 }
 
 fn base_journal<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {

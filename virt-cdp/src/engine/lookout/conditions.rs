@@ -125,7 +125,7 @@ fn write_late(machine: &Sight) -> Found {
     })
 }
 
-/// Its harbor was found damaged when it was opened.
+/// Its harbor was found damaged, when it was opened or when it was verified.
 fn damaged(machine: &Sight) -> Found {
     let first = machine.damage.first()?;
     let more = match machine.damage.len() {

@@ -262,6 +262,11 @@ fn machines(page: &mut Page, seen: &Outlook, now: Timestamp) {
         each(seen, move |m| Some(seconds(now.since(m.base?)))),
     );
     page.gauges(
+        "virtcdp_scrub_age_seconds",
+        "Time since the file of the harbor was verified that was not verified for longest.",
+        each(seen, move |m| Some(seconds(now.since(m.verified?)))),
+    );
+    page.gauges(
         "virtcdp_journal_bytes",
         "What the journal takes, as it was measured last.",
         each(seen, |m| Some(m.sizes?.usage.journal_bytes as f64)),

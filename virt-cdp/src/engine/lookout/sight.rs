@@ -62,8 +62,10 @@ pub(crate) struct Sight {
     pub(crate) activity: Option<Activity>,
     /// How fast its harbor grows.
     pub(crate) growth: Option<Growth>,
-    /// What was found damaged when its harbor was opened.
+    /// What was found damaged when its harbor was opened, and by verifications.
     pub(crate) damage: Arc<Vec<String>>,
+    /// When the file was verified that was not verified for longest.
+    pub(crate) verified: Option<Timestamp>,
 }
 
 /// A gap that lasts.
@@ -168,6 +170,7 @@ impl Watched {
             activity: self.rates.activity(instant, &all),
             growth: self.rates.growth(),
             damage: machine.damage(),
+            verified: harbor.verified_since(),
         }
     }
 

@@ -109,6 +109,7 @@ impl Stand for FakeStand<'_> {
             label: None,
             xml: None,
             locked: false,
+            damaged: false,
         })
     }
 }

@@ -430,7 +430,8 @@ fn serve(
     description: &MachineDescription,
     views: &Views,
 ) -> ApiResult<v1::View> {
-    let view = harbor.view(record.point.id).map_err(from_harbor)?;
+    // Whether it may be damaged was asked when it was started; once it runs, it needs what can be read.
+    let view = harbor.view_damaged(record.point.id).map_err(from_harbor)?;
     let access = Access {
         mode: 0o600,
         owner: qemu_identity().map(|u| (u.uid, u.gid)),

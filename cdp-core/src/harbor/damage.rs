@@ -1,0 +1,284 @@
+//! What is damaged, as the last verifications found it. Kept as `damage.toml`.
+//!
+//! Of each file that was verified what was found stands here until that file is verified again and found whole. Of a file
+//! that is gone it stays until everything was verified: what was in it may have gone on in another one. Points that are
+//! made later are looked at when points are next asked for ([`Shared::judge_new_points`]).
+//!
+//! Invariant: a point that shows something of which it is known that it is damaged is marked, and layers have what is
+//! damaged in them refused to whoever reads them. A crash leaves what was known before, or what is known now; a file that
+//! cannot be taken is told of, and then nothing counts as verified.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::scrub::{self, Scrub};
+use super::shared::Shared;
+use super::{Harbor, checked};
+use crate::bounds::DAMAGE_MAX;
+use crate::error::{HarborError, Result};
+use crate::machine::VolumeId;
+use crate::point::{Point, PointId};
+use crate::storage::Storage;
+use crate::storage::replace::{read_all, replace};
+use crate::verify::cost::Costing;
+use crate::verify::run::verify;
+use crate::verify::{Control, Cost, Finding, Lost, Scope, VerifyReport, Verifying};
+
+/// What is damaged.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Damage {
+    /// The last point of which it is known what it costs.
+    judged: PointId,
+    #[serde(default)]
+    findings: Vec<Finding>,
+}
+
+/// Returns the path of the file.
+fn path_of(dir: &Path) -> PathBuf {
+    dir.join("damage.toml")
+}
+
+/// Reads what is damaged; what cannot be taken is told in the answer.
+pub(crate) fn read(storage: &dyn Storage, dir: &Path) -> Result<Result<Damage, String>> {
+    let path = path_of(dir);
+    let bytes = match read_all(storage, &path, DAMAGE_MAX) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Ok(Damage::default())),
+        Err(e) => return Err(HarborError::storage("read", &path, e)),
+    };
+    let text = String::from_utf8(bytes).map_err(|e| e.to_string());
+    Ok(text.and_then(|text| {
+        let rest = checked::of_checked_toml(&text)?;
+        toml::from_str(rest).map_err(|e| e.to_string())
+    }))
+}
+
+fn write(storage: &dyn Storage, dir: &Path, damage: &Damage) -> Result<()> {
+    let path = path_of(dir);
+    let failed = |e| HarborError::storage("write", &path, e);
+    let text = toml::to_string(damage).map_err(|e| failed(io::Error::other(e)))?;
+    replace(storage, &path, checked::toml(&text).as_bytes()).map_err(failed)
+}
+
+impl Damage {
+    /// Marks the points that show something damaged, and no others.
+    pub(crate) fn mark(&self, points: &mut [Point]) {
+        for point in points {
+            point.damaged = self.findings.iter().any(|one| one.costs_point(point.id));
+        }
+    }
+
+    fn costs_anything(&self) -> bool {
+        self.findings.iter().any(|one| one.lost != Lost::Nothing)
+    }
+
+    /// Takes what was found of some files in place of what was known of them; `all` are the files there are, if they were
+    /// all verified.
+    fn take(
+        &mut self,
+        verified: &BTreeMap<String, u64>,
+        found: Vec<Finding>,
+        all: Option<&[String]>,
+    ) {
+        self.findings.retain(|one| {
+            let file = owner(&one.file);
+            let is_there = all.is_none_or(|all| all.contains(&file));
+            is_there && !verified.contains_key(&file)
+        });
+        self.findings.extend(found);
+        self.findings
+            .sort_by(|a, b| (&a.file, a.from).cmp(&(&b.file, b.from)));
+    }
+}
+
+/// Returns the file with which one is verified.
+fn owner(file: &str) -> String {
+    match file.strip_suffix(".hashes") {
+        Some(stem) => format!("{stem}.qcow2"),
+        None => file.to_string(),
+    }
+}
+
+impl Harbor {
+    /// Verifies what is kept: the files that `scope` says, those that were not verified for longest first. What is found
+    /// is kept, and the points it costs are marked. `control` is told of each piece that was read, and may slow the work
+    /// down, or call it off: what was verified until then counts.
+    ///
+    /// # Errors
+    /// [`HarborError::Cancelled`]; the storage failed at something other than reading what is verified.
+    pub fn verify(
+        &self,
+        scope: Scope,
+        control: &mut dyn FnMut(Verifying) -> std::ops::ControlFlow<()>,
+    ) -> Result<VerifyReport> {
+        let control: Control<'_> = control;
+        verify(&self.shared, scope, control)
+    }
+
+    /// Returns what is damaged, as far as it is known, file by file.
+    pub fn damage(&self) -> Vec<Finding> {
+        self.shared.judge_new_points();
+        self.shared.damage().findings.clone()
+    }
+
+    /// Returns what is damaged of what a point shows.
+    pub fn damage_of(&self, point: PointId) -> Vec<Finding> {
+        let mut damage = self.damage();
+        damage.retain(|one| one.costs_point(point));
+        for finding in &mut damage {
+            finding
+                .costs
+                .retain(|cost| cost.first <= point && point <= cost.last);
+        }
+        damage
+    }
+}
+
+impl Shared {
+    /// Takes down what a verification found: first what is damaged, then what was verified. `all` are all files that there
+    /// are, if none was left out, and `judged` the last point whose cost was asked for.
+    pub(crate) fn take_verified(
+        &self,
+        verified: BTreeMap<String, u64>,
+        found: Vec<Finding>,
+        all: Option<Vec<String>>,
+        judged: PointId,
+    ) -> Result<()> {
+        let _turn = self.turn_to_write();
+        let _judging = self.judging();
+        let storage = &*self.options.storage;
+        let mut damage = self.damage().clone();
+        damage.take(&verified, Vec::new(), all.as_deref());
+        // Points that one of them was not asked about are looked at later.
+        damage.judged = match damage.costs_anything() {
+            true => damage.judged.min(judged),
+            false => judged,
+        };
+        damage.take(&BTreeMap::new(), found, None);
+        let known = self.damage().clone();
+        if damage.findings != known.findings {
+            write(storage, &self.dir, &damage)?;
+        }
+        *self.damage() = damage.clone();
+        damage.mark(&mut self.catalog().points);
+        let now = self.options.clock.now();
+        let mut scrub = self.scrub().clone();
+        scrub.take(verified, now, all.as_deref());
+        scrub::write(storage, &self.dir, &scrub)?;
+        *self.scrub() = scrub;
+        Ok(())
+    }
+
+    /// Finds out what is damaged of points that were made since the last verification.
+    pub(crate) fn judge_new_points(&self) {
+        let _judging = self.judging();
+        let judged = {
+            let damage = self.damage();
+            if !damage.costs_anything() {
+                return;
+            }
+            damage.judged
+        };
+        let mut points = self.kept_points();
+        points.retain(|(id, _)| *id > judged);
+        let Some((last, _)) = points.last().copied() else {
+            return;
+        };
+        let mut damage = self.damage().clone();
+        let costing = Costing::new(self, points.clone());
+        for finding in &mut damage.findings {
+            let costs = costing.of(&finding.lost).unwrap_or_else(|error| {
+                tracing::warn!(%error, file = finding.file, "points count as damaged until it is known better");
+                everything(&finding.lost, &points)
+            });
+            finding.costs.extend(costs);
+        }
+        damage.judged = last;
+        *self.damage() = damage.clone();
+        damage.mark(&mut self.catalog().points);
+    }
+
+    /// Returns what of a volume's layers is damaged, by the names of their files.
+    pub(crate) fn damaged_areas(&self, volume: VolumeId) -> BTreeMap<String, Vec<Range<u64>>> {
+        let mut areas: BTreeMap<String, Vec<Range<u64>>> = BTreeMap::new();
+        for finding in &self.damage().findings {
+            let range = match &finding.lost {
+                Lost::Area {
+                    volume: of,
+                    offset,
+                    length,
+                    ..
+                } if *of == volume => *offset..offset.saturating_add(*length),
+                Lost::Layer { volume: of, .. } if *of == volume => 0..u64::MAX,
+                _ => continue,
+            };
+            let name = finding.file.rsplit('/').next().unwrap_or_default();
+            areas.entry(name.to_string()).or_default().push(range);
+        }
+        areas
+    }
+
+    /// Refuses to merge layers of which some are known to be damaged: what is damaged in them would get another name.
+    pub(crate) fn check_undamaged(&self, volume: VolumeId) -> Result<()> {
+        let areas = self.damaged_areas(volume);
+        let layers = self.layers_of(volume);
+        let names: BTreeSet<&String> = areas.keys().collect();
+        let is_hit = |path: &Path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            names.iter().any(|known| **known == name)
+        };
+        match layers.iter().find(|layer| is_hit(&layer.path)) {
+            Some(layer) => Err(HarborError::damaged(
+                &layer.path,
+                "as long as it is, the layers of its volume are not merged",
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is rather said too much than too little.
+fn everything(lost: &Lost, points: &[(PointId, crate::point::Seq)]) -> Vec<Cost> {
+    let volume = match lost {
+        Lost::Nothing => return Vec::new(),
+        Lost::Record { volume, .. } | Lost::Area { volume, .. } | Lost::Layer { volume, .. } => {
+            *volume
+        }
+        Lost::Records { .. } => VolumeId(0),
+    };
+    let (Some((first, _)), Some((last, _))) = (points.first(), points.last()) else {
+        return Vec::new();
+    };
+    vec![Cost {
+        first: *first,
+        last: *last,
+        volume,
+        areas: Vec::new(),
+    }]
+}
+
+/// Reads what is known of damage and of verifications, as the harbor is opened; says in `told` what cannot be taken.
+pub(crate) fn take(
+    storage: &dyn Storage,
+    dir: &Path,
+    points: &mut [Point],
+    told: &mut Vec<String>,
+) -> Result<(Damage, Scrub)> {
+    let scrub = scrub::read(storage, dir)?;
+    match read(storage, dir)? {
+        Ok(damage) => {
+            damage.mark(points);
+            Ok((damage, scrub))
+        }
+        Err(why) => {
+            told.push(format!(
+                "damage.toml: {why}; which points are damaged is not known until everything is verified again"
+            ));
+            Ok((Damage::default(), Scrub::default()))
+        }
+    }
+}
