@@ -27,6 +27,8 @@ mod harbors;
 mod history;
 #[path = "core/layers.rs"]
 mod layers;
+#[path = "core/layers_check.rs"]
+mod layers_check;
 #[path = "core/layers_power.rs"]
 mod layers_power;
 #[path = "core/layers_sizes.rs"]
