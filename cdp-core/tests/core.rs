@@ -35,6 +35,8 @@ mod keeping;
 mod keeping_crashes;
 #[path = "core/layers.rs"]
 mod layers;
+#[path = "core/layers_check.rs"]
+mod layers_check;
 #[path = "core/layers_power.rs"]
 mod layers_power;
 #[path = "core/layers_sizes.rs"]

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use cdp_core::machine::{FORMAT_VERSION_OLDEST, Mode};
 use cdp_core::{
-    Grade, Harbor, MachineDescription, MachineSource, Options, Point, Recorder, Timestamp, View,
-    VolumeDescription, VolumeId,
+    Grade, Harbor, HarborError, MachineDescription, MachineSource, Options, Point, Recorder,
+    RecoveryReport, Timestamp, View, VolumeDescription, VolumeId,
 };
 use tempfile::TempDir;
 
@@ -211,6 +212,18 @@ pub(crate) fn crash_image(from: &Path, to: &Path) {
             crash_image(&entry.path(), &target);
         } else {
             fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Opens a harbor that was just closed. A program that another test is starting holds the lock, too, until it runs: that
+/// may take longer than the harbor waits, where the machine is busy.
+pub(crate) fn open_again(dir: &Path, options: Options) -> (Harbor, RecoveryReport) {
+    let patience = Instant::now() + Duration::from_secs(20);
+    loop {
+        match Harbor::open(dir, options.clone()) {
+            Err(HarborError::Locked { .. }) if Instant::now() < patience => {}
+            opened => return opened.unwrap(),
         }
     }
 }

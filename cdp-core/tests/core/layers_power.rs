@@ -10,7 +10,7 @@ use cdp_core::storage::{Left, Operation, SimulatedStorage, Trouble};
 use cdp_core::{Clusters, Grade, Harbor, HarborError, Options, Point, PointId, Seq, VolumeId};
 
 use crate::harness::{KIB, check_volume, description, write};
-use crate::layers::go_on;
+use crate::layers_check::go_on;
 
 const DIR: &str = "/harbor";
 const SIZES: [u64; 2] = [5 * 64 * KIB + 512, 64 * KIB];

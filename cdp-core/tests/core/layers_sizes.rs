@@ -6,7 +6,7 @@ use cdp_core::machine::Era;
 use cdp_core::{Clusters, Grade, Harbor, Options, Point, Seq, VolumeDescription, VolumeId};
 
 use crate::harness::{Chance, KIB, Machine, check_volume, machine, qemu_img_check, write};
-use crate::layers::{check_layer, content, go_on, layers, point};
+use crate::layers_check::{check_layer, content, go_on, layers, point};
 
 const V0: VolumeId = VolumeId(0);
 const V1: VolumeId = VolumeId(1);
