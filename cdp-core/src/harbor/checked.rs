@@ -84,7 +84,12 @@ mod tests {
 
     #[test]
     fn a_text_comes_back_and_every_changed_bit_is_found() {
-        let table: [(fn(&str) -> String, fn(&str) -> Result<&str, String>, &str); 2] = [
+        type Row = (
+            fn(&str) -> String,
+            fn(&str) -> Result<&str, String>,
+            &'static str,
+        );
+        let table: [Row; 2] = [
             (toml, of_toml, "a = 1\n"),
             (xml, of_xml, "<domain type='kvm'>\n</domain>"),
         ];

@@ -24,6 +24,7 @@ use crate::error::{HarborError, Result};
 use crate::journal::catalog::Catalog;
 use crate::journal::lookup::Lookups;
 use crate::journal::recovery;
+use crate::journal::segment::Segment;
 use crate::machine::{FORMAT_VERSION, MachineDescription, VolumeId};
 use crate::point::{Seq, XmlVersion};
 use crate::recorder::{Recording, end_earlier};
@@ -336,25 +337,33 @@ impl Shared {
             return;
         };
         let _no_one_opens = self.removal.write().unwrap_or_else(PoisonError::into_inner);
-        let mut catalog = self.catalog();
-        let needless = |s: &Arc<_>| -> bool { is_needless(s, lowest) };
-        let count = catalog
-            .segments
-            .iter()
-            .take_while(|segment| needless(segment))
-            .count();
-        let removed: Vec<_> = catalog.segments.drain(..count).collect();
-        drop(catalog);
         let (storage, dir) = (&*self.options.storage, self.journal_dir());
-        for segment in removed {
-            // One after the other also after a power cut, which may otherwise bring any of them back and leave a hole.
-            let gone =
-                remove_if_there(storage, &segment.path).and_then(|()| storage.sync_dir(&dir));
-            if let Err(error) = gone {
-                tracing::warn!(path = %segment.path.display(), %error, "a needless segment stays");
+        let mut outcome = Ok(());
+        while let Some(segment) = self.take_needless(lowest) {
+            // One after the other also after a power cut, which may otherwise bring any of them back and leave a hole:
+            // what went before, also in an earlier call whose sync failed, is gone for good first.
+            outcome = storage
+                .sync_dir(&dir)
+                .and_then(|()| remove_if_there(storage, &segment.path));
+            if outcome.is_err() {
+                // Those behind it must not go before it.
+                self.catalog().segments.insert(0, segment);
                 break;
             }
         }
+        if let Err(error) = outcome.and_then(|()| storage.sync_dir(&dir)) {
+            tracing::warn!(dir = %dir.display(), %error, "needless segments stay");
+        }
+    }
+
+    /// Takes the oldest segment out of the catalog if nothing needs it.
+    fn take_needless(&self, lowest: Seq) -> Option<Arc<Segment>> {
+        let mut catalog = self.catalog();
+        let is_needless = catalog
+            .segments
+            .first()
+            .is_some_and(|segment| segment.is_sealed() && segment.last_seq() < lowest);
+        is_needless.then(|| catalog.segments.remove(0))
     }
 
     /// Returns the last record of the newest base point of each volume.
@@ -390,10 +399,6 @@ impl Shared {
             base_bytes: total_len(storage, self.layer_files()?)?,
         })
     }
-}
-
-fn is_needless(segment: &crate::journal::segment::Segment, lowest: Seq) -> bool {
-    segment.is_sealed() && segment.last_seq() < lowest
 }
 
 fn total_len(storage: &dyn Storage, paths: Vec<PathBuf>) -> Result<u64> {

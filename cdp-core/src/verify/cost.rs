@@ -460,7 +460,12 @@ mod tests {
             asked += 1;
             Ok(Some(vec![(Seq(asked + 5), 0..8)]))
         };
-        let shown = walk(&[0..8], &points(&[(5, 9), (99, 9)]), &mut next).unwrap();
+        let shown = walk(
+            std::slice::from_ref(&(0..8)),
+            &points(&[(5, 9), (99, 9)]),
+            &mut next,
+        )
+        .unwrap();
         assert_eq!((shown.len(), asked), (1, 1));
     }
 

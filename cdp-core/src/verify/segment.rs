@@ -257,7 +257,6 @@ impl<'a> Check<'a> {
     }
 
     /// Looks at a frame's header and table.
-    #[expect(clippy::type_complexity, reason = "one caller")]
     fn frame(
         &self,
         stream: &mut Stream<'_>,

@@ -3,11 +3,15 @@
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
+use cdp_core::storage::{Left, SimulatedStorage};
 use cdp_core::{Compacted, Harbor, HarborError, Options, VolumeId};
 use tempfile::TempDir;
 
-use crate::harness::{Chance, KIB, Machine, Model, crash_image, machine, small_segments};
+use crate::harness::{
+    Chance, KIB, Machine, Model, crash_image, description, machine, small_segments,
+};
 
 const SIZES: [u64; 2] = [512 * KIB, 256 * KIB];
 
@@ -125,6 +129,45 @@ fn sources_that_a_crash_left_are_removed() {
     assert!(report.removed.len() > 3, "{report:?}");
     assert!(names(&after, ".part").is_empty());
     model.check(&harbor, "with what a crash left");
+}
+
+#[test]
+fn sources_are_gone_for_good_when_it_is_done() {
+    let storage = SimulatedStorage::new(5);
+    let options = || Options {
+        storage: Arc::new(storage.clone()),
+        ..small_segments()
+    };
+    let dir = Path::new("/harbor");
+    let harbor = Harbor::create(dir, &description(&SIZES), options()).unwrap();
+    let recorder = harbor.record().unwrap();
+    let mut model = Model::new(&SIZES);
+    let seed = |content: &[u8], number: usize| {
+        let mut seed = harbor.seed(VolumeId(number as u16)).unwrap();
+        seed.data(0, content).unwrap();
+        seed.finish(recorder.sync().unwrap()).unwrap();
+    };
+    let empty = model.volumes.clone();
+    empty
+        .iter()
+        .enumerate()
+        .for_each(|(number, content)| seed(content, number));
+    let mut chance = Chance::new(5);
+    for _ in 0..300 {
+        model.step(&recorder, &mut chance);
+    }
+    let all = model.volumes.iter().enumerate();
+    all.for_each(|(number, content)| seed(content, number));
+    recorder.close().unwrap();
+    drop(recorder);
+    assert!(!compact(&harbor).is_empty());
+    drop(harbor);
+    storage.cut_power();
+    storage.power_up(Left::Nothing);
+    // Or some of them would come back without what stands for them, once that is needless and goes.
+    let (_, report) = Harbor::open(dir, options()).unwrap();
+    let of_the_journal = |name: &&String| name.starts_with("journal/");
+    assert_eq!(report.removed.iter().find(of_the_journal), None);
 }
 
 #[test]

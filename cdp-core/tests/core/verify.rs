@@ -12,7 +12,7 @@ use cdp_core::{
 use tempfile::TempDir;
 
 use crate::harness::{Chance, KIB, Machine, Model, crash_image, machine, small_segments};
-use crate::layers::go_on;
+use crate::layers_check::go_on;
 
 pub(crate) const SIZES: [u64; 2] = [1024 * KIB + 512, 192 * KIB];
 /// What is read at a time to find out what cannot be read.

@@ -2,14 +2,14 @@
 //!
 //! How: 1. its directory is made where missing (mode 0711: QEMU passes through it to the views); 2. what
 //! lies in its place is looked at: a socket that answers is another daemon's, one that does not is a
-//! crashed one's and goes; 3. it is bound under a umask, so that it never has a wider mode than 0660;
+//! crashed one's and goes; 3. it never has a wider mode than 0660;
 //! 4. every connection gets its peer checked and is then handed to the gRPC server.
 //! Invariant: the socket removed at the end is the one made at the start.
 
 use std::{
-    fs::{DirBuilder, Metadata},
+    fs::{DirBuilder, Metadata, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     os::unix::net::{UnixListener as StdListener, UnixStream as StdStream},
     path::{Path, PathBuf},
     pin::Pin,
@@ -17,7 +17,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::{fs::Mode, process::umask};
+use rustix::{
+    fs::Mode,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{UnixListener, UnixStream},
@@ -32,6 +35,8 @@ use super::{
 };
 
 const SOCKET_MODE: u32 = 0o660;
+/// Connections that may wait to be taken.
+const BACKLOG: i32 = 128;
 const DIR_MODE: u32 = 0o711;
 /// The group that owns the socket where there is one of this name and nothing else is configured.
 const USUAL_GROUP: &str = "virt-cdp";
@@ -64,10 +69,7 @@ impl ApiSocket {
             source,
         };
 
-        let before = umask(Mode::from_raw_mode(!SOCKET_MODE & 0o777));
-        let bound = StdListener::bind(path);
-        umask(before);
-        let listener = bound.map_err(listen)?;
+        let listener = bind_narrow(path).map_err(listen)?;
         let made = Self {
             path: path.clone(),
             identity: path.symlink_metadata().ok().as_ref().map(identity),
@@ -78,6 +80,8 @@ impl ApiSocket {
             },
         };
         std::os::unix::fs::chown(path, None, Some(gid)).map_err(listen)?;
+        // Whatever the umask took away.
+        std::fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE)).map_err(listen)?;
         if let Some(listener) = &made.listener {
             listener.set_nonblocking(true).map_err(listen)?;
         }
@@ -117,6 +121,18 @@ impl Drop for ApiSocket {
 
 fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
+}
+
+/// Binds a socket that never has a wider mode than it is to have: its file gets that of the socket.
+///
+/// The umask would do the same, but for all threads of the process and for what they start meanwhile.
+fn bind_narrow(path: &Path) -> io::Result<StdListener> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    rustix::fs::fchmod(&socket, Mode::from_raw_mode(SOCKET_MODE))?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 fn make_dir(dir: &Path) -> Result<(), DaemonError> {

@@ -285,6 +285,11 @@ impl Work {
                     .map_err(|e| HarborError::storage("remove", &segment.path, e))?;
             }
         }
+        // Or some come back without what stands for them, if that goes and the power is cut just then.
+        let dir = shared.journal_dir();
+        storage
+            .sync_dir(&dir)
+            .map_err(|e| HarborError::storage("sync", &dir, e))?;
         Ok(true)
     }
 }

@@ -70,6 +70,12 @@ impl Recovery<'_> {
                 false => found.push(Found::Segment(number)),
             }
         }
+        if !self.report.removed.is_empty() {
+            // For good, before what stands for them may go.
+            self.storage
+                .sync_dir(dir)
+                .map_err(|e| HarborError::storage("sync", dir, e))?;
+        }
         found.sort_unstable_by_key(Found::first);
         Ok(found)
     }
