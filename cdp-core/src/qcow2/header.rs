@@ -233,7 +233,7 @@ mod tests {
             ("../a", false),
             ("/etc/passwd", false),
             ("a/b", false),
-            ("nbd:unix", false),
+            ("ssh:host", false),
             ("json{}", false),
             ("a\0b", false),
         ];
