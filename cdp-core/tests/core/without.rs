@@ -192,8 +192,14 @@ fn aged(seed: u64) -> Machine {
     change(&mut machine, VolumeId(2), None);
     machine.write(1, 300 * KIB, &[3; 5000]);
     machine.recorder.point(Grade::Crash, None).unwrap();
+    crash_image(&machine.dir(), &sources(&machine));
     assert!(compact(&machine.harbor) > 5);
     machine
+}
+
+/// Where the harbor is as it was before it had cold segments.
+fn sources(machine: &Machine) -> PathBuf {
+    machine.home.path().join("sources")
 }
 
 #[test]
@@ -206,8 +212,18 @@ fn every_point_is_restored_as_it_is_viewed() {
     machine.recorder.point(Grade::Crash, Some("hot")).unwrap();
     let dir = machine.home.path().join("crashed");
     crash_image(&machine.dir(), &dir);
-    fs::write(dir.join("journal/000000000099.seg.part"), b"unfinished").unwrap();
-    compare(&dir, |number, count| number % 9 == 4 || number + 3 > count);
+    // Files that a crash leaves: unfinished work, and what cold segments stand for.
+    fs::write(
+        dir.join("journal/000000000001-000000000099.cold.part"),
+        b"unfinished",
+    )
+    .unwrap();
+    for number in [1, 2, 5] {
+        let name = format!("journal/{number:012}.seg");
+        assert!(!dir.join(&name).exists());
+        fs::copy(sources(&machine).join(&name), dir.join(&name)).unwrap();
+    }
+    compare(&dir, |number, count| number % 15 == 4 || number + 2 > count);
 
     // The last frame is torn: what it had is no more.
     let last = segments(&dir)
@@ -267,7 +283,7 @@ fn damage_is_told_and_never_another_byte() {
     let home = TempDir::new().unwrap();
     let mut chance = Chance::new(33);
     let (mut refused, mut shown) = (0, 0);
-    for round in 0..24 {
+    for round in 0..14 {
         let dir = home.path().join(round.to_string());
         crash_image(&machine.dir(), &dir);
         let paths: Vec<PathBuf> = segments(&dir);
@@ -297,7 +313,7 @@ fn damage_is_told_and_never_another_byte() {
             shown += 1;
         }
     }
-    assert!(refused > 5 && refused < shown, "{refused} of {shown}");
+    assert!(refused > 3 && refused < shown, "{refused} of {shown}");
 }
 
 #[test]
