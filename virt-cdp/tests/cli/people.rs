@@ -191,7 +191,8 @@ fn options_reach_the_engine() {
     assert_eq!(
         stage.asked(),
         "TakeoverRequest { name: \"web1\", at: Some(At { at: Some(Point(7)) }), new_name: \"n\", vcpus: 4, \
-         memory_bytes: 1610612736, network: \"none\", mac: \"keep\", disk_bus: \"sata\", paused: true }"
+         memory_bytes: 1610612736, network: \"none\", mac: \"keep\", disk_bus: \"sata\", paused: true, \
+         damaged: false }"
     );
     stage
         .run(&[
