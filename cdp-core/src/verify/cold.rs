@@ -107,7 +107,7 @@ fn blocks(
     found: &mut Found,
     teller: &mut Teller<'_>,
 ) -> Result<()> {
-    pass(stream, COLD_END_LEN as u64, teller)?;
+    stream.pass(COLD_END_LEN as u64, teller)?;
     for (number, entry) in entries.iter().enumerate() {
         let entry = Entry::decode(*entry);
         let (at, len) = (stream.at(), entry.len as usize);
@@ -127,19 +127,7 @@ fn blocks(
                 sums.skip(COLD_BLOCK as u64);
             }
         }
-        pass(stream, len as u64, teller)?;
-    }
-    Ok(())
-}
-
-fn pass(stream: &mut Stream<'_>, len: u64, teller: &mut Teller<'_>) -> Result<()> {
-    let mut left = len;
-    while left > 0 {
-        let taken = stream.take(left, teller)?.len() as u64;
-        if taken == 0 {
-            break;
-        }
-        left -= taken;
+        stream.pass(len as u64, teller)?;
     }
     Ok(())
 }

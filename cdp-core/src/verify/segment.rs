@@ -52,7 +52,7 @@ pub(super) fn check(
         let mut stream = Stream::new(scope, file, 0..len, hashed);
         let head = stream.look(HEADER_LEN, teller)?.to_vec();
         check.header(&head, found);
-        pass(&mut stream, HEADER_LEN as u64, teller)?;
+        stream.pass(HEADER_LEN as u64, teller)?;
         check.frames(&mut stream, found, teller)?;
         for (range, why) in std::mem::take(&mut stream.unreadable) {
             found.add(range, &format!("it cannot be read: {why}"), Lost::Nothing);
@@ -235,7 +235,7 @@ impl<'a> Check<'a> {
                     }
                     let table = (FRAME_HEADER_LEN + records.len() * RECORD_LEN) as u64;
                     self.sums.skip(table);
-                    pass(stream, table, teller)?;
+                    stream.pass(table, teller)?;
                     self.feed(stream, header.length - table, teller)?;
                 }
                 Err(why) => {
@@ -377,16 +377,4 @@ impl<'a> Check<'a> {
             found.add(self.len - FOOTER_LEN as u64..self.len, what, Lost::Nothing);
         }
     }
-}
-
-fn pass(stream: &mut Stream<'_>, len: u64, teller: &mut Teller<'_>) -> Result<()> {
-    let mut left = len;
-    while left > 0 {
-        let taken = stream.take(left, teller)?.len() as u64;
-        if taken == 0 {
-            break;
-        }
-        left -= taken;
-    }
-    Ok(())
 }

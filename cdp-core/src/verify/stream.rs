@@ -75,6 +75,18 @@ impl<'scope> Stream<'scope> {
         Ok(self.window.get(from..from + len).unwrap_or_default())
     }
 
+    /// Takes `len` bytes, or what is left, that nobody looks at here.
+    pub(super) fn pass(&mut self, len: u64, teller: &mut Teller<'_>) -> Result<()> {
+        let mut left = len;
+        while left > 0 {
+            match self.take(left, teller)?.len() as u64 {
+                0 => break,
+                taken => left -= taken,
+            }
+        }
+        Ok(())
+    }
+
     /// Takes what is left, and returns the hash.
     pub(super) fn finish(mut self, teller: &mut Teller<'_>) -> Result<[u8; 32]> {
         while self.read_to() < self.end {

@@ -1,7 +1,6 @@
 //! `point-delete`: points that are not wanted any more.
 
-use super::{at, error::CliResult, json, points, session::Session};
-use crate::api::v1;
+use super::{error::CliResult, json, points, session::Session};
 
 /// Deletes points, all of them or none; this cannot be undone
 ///
@@ -10,21 +9,12 @@ use crate::api::v1;
 #[derive(Debug, clap::Args)]
 #[command(after_help = super::POINT_HELP)]
 pub(super) struct Args {
-    /// The machine
-    #[arg(value_name = "NAME")]
-    name: String,
-
-    /// The points, each as --at of other commands takes it; may be several
-    #[arg(value_name = "POINT", required = true)]
-    points: Vec<String>,
+    #[command(flatten)]
+    which: points::Which,
 }
 
 pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
-    let at = at::parse_all(&args.points)?;
-    let request = v1::PointsRequest {
-        name: args.name,
-        at: at.iter().map(|at| at.newest()).collect(),
-    };
+    let request = args.which.request()?;
     let changes = session
         .client
         .call(async |api| api.delete_points(request).await)?;

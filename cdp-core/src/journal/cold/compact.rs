@@ -69,7 +69,9 @@ fn sources(shared: &Shared, kept: &[(PointId, Seq)]) -> Result<Option<Vec<Arc<Se
     let mut candidates = Vec::with_capacity(segments.len());
     for segment in &segments {
         let (first, last) = (segment.first_seq, segment.last_seq());
-        let in_it = |(_, seq): &&(PointId, Seq)| first <= *seq && *seq <= last;
+        // Both are in order, and there may be many.
+        let before = kept.partition_point(|(_, seq)| *seq < first);
+        let behind_it = kept.partition_point(|(_, seq)| *seq <= last);
         let eligible = segment.is_sealed() && last <= behind;
         candidates.push(Candidate {
             eligible,
@@ -81,7 +83,7 @@ fn sources(shared: &Shared, kept: &[(PointId, Seq)]) -> Result<Option<Vec<Arc<Se
                 0
             },
             points: segment.cold().map_or(0, |footer| footer.points),
-            kept: kept.iter().filter(in_it).count() as u64,
+            kept: behind_it.saturating_sub(before) as u64,
         });
     }
     let chosen = choose(&candidates).and_then(|run| segments.get(run));
