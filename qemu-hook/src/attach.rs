@@ -4,9 +4,14 @@
 //! (`blockdev-add`) and mirrors to it (`blockdev-mirror` sync=none, write-blocking). Nobody else can
 //! connect (see [`crate::channel`]).
 //!
-//! Invariant: a tap that fails ends the mirror and never reaches the guest (on-target-error=report,
-//! reconnect-delay 0). What a crash of ours leaves in QEMU (a node, an ending job, an export) is found
-//! by its name and cleared at the next attach.
+//! Invariant: a tap that fails never reaches the guest (on-target-error=report, reconnect-delay 0): its mirror lets
+//! every later write pass. What a crash of ours leaves in QEMU (a job, a node, an export) is found by its name and
+//! cleared at the next attach.
+//!
+//! Invariant: the job of a mirror that stands is paused. Writes are mirrored on the guest's own path; the job itself
+//! has nothing to copy. Were it to run, it would end by itself when a write to the tap fails, and QEMU (8.0 to 10.2)
+//! frees what the mirrored writes that wait for the disk still use: it crashes, and the guest with it. A paused one
+//! ends when it is told to, which is after those writes (see `end_job`).
 
 use std::{
     io,
@@ -20,6 +25,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::{
+    bitmap,
     channel::{self, ChannelError, OurEnd},
     monitor::{Monitor, MonitorError},
     nbd::NbdError,
@@ -31,8 +37,12 @@ use crate::{
 
 /// How long QEMU may take until the mirror is ready, or gone.
 const JOB_DEADLINE: Duration = Duration::from_secs(20);
+/// How long it may take to end in order before it is given up.
+const JOB_ORDER: Duration = Duration::from_secs(10);
 /// How often a job's state is asked for while waiting.
 const JOB_POLL: Duration = Duration::from_millis(20);
+/// The same for one that has just begun: until it is paused, a tap that fails can bring QEMU down.
+const START_POLL: Duration = Duration::from_millis(1);
 /// How often a tap that is to park is looked at: a guest may wait meanwhile.
 const PARK_POLL: Duration = Duration::from_millis(2);
 /// Chunks of the mirror, bytes: 64 KiB would make neighbouring writes wait for each other.
@@ -211,15 +221,25 @@ impl Attachment {
                 "filter-node-name": names.filter,
             }),
         )?;
+        self.wait_status(monitor, &["ready", "standby"])?;
+        monitor.execute("block-job-pause", json!({"device": names.job}))?;
+        self.wait_status(monitor, &["standby"])
+    }
+
+    /// Waits until the job has one of these states.
+    fn wait_status(&self, monitor: &dyn Monitor, wanted: &[&str]) -> Result<(), AttachError> {
         let give_up = Instant::now() + JOB_DEADLINE;
         loop {
-            match job(monitor, &names.job)? {
-                Some(j) if j["ready"] == true || j["status"] == "ready" => return Ok(()),
-                Some(_) if Instant::now() < give_up => thread::sleep(JOB_POLL),
-                Some(j) => {
-                    return Err(self.mirror_error(format!("did not become ready: {}", j["status"])));
+            let Some(j) = job(monitor, &self.names.job)? else {
+                return Err(self.mirror_error("ended at once".into()));
+            };
+            match j["status"].as_str() {
+                Some(status) if wanted.contains(&status) => return Ok(()),
+                _ if Instant::now() < give_up => thread::sleep(START_POLL),
+                status => {
+                    let what = format!("does not become {}: {status:?}", wanted[0]);
+                    return Err(self.mirror_error(what));
                 }
-                None => return Err(self.mirror_error("ended at once".into())),
             }
         }
     }
@@ -307,8 +327,8 @@ impl Attachment {
     /// # Errors
     /// [`AttachError`]; the tap is closed all the same.
     pub fn detach(self, monitor: &dyn Monitor) -> Result<(), AttachError> {
-        let ended = end_job(monitor, &self.names.job, false)
-            .and_then(|()| clear_leftovers(monitor, &self.names));
+        let ended =
+            end_job(monitor, &self.names.job).and_then(|()| clear_leftovers(monitor, &self.names));
         self.tap.close();
         tracing::debug!(node = self.node.name, end = ?self.tap.join(), "tap detached");
         ended
@@ -344,7 +364,7 @@ pub fn mirrors_stand(monitor: &dyn Monitor, names: &[Names]) -> Result<bool, Mon
 /// [`AttachError`].
 pub fn clear_leftovers(monitor: &dyn Monitor, names: &Names) -> Result<(), AttachError> {
     if job(monitor, &names.job)?.is_some() {
-        end_job(monitor, &names.job, true)?;
+        end_job(monitor, &names.job)?;
     }
     read_export::clear(monitor, &names.export)?;
     if crate::node::names(monitor)?.contains(&names.tap) {
@@ -408,19 +428,33 @@ fn job(monitor: &dyn Monitor, id: &str) -> Result<Option<Value>, MonitorError> {
         .cloned())
 }
 
-/// Cancels job `id` and waits until it is gone; `force` gives up what is under way.
-fn end_job(monitor: &dyn Monitor, id: &str, force: bool) -> Result<(), AttachError> {
-    match monitor.execute("block-job-cancel", json!({"device": id, "force": force})) {
-        Ok(_) | Err(MonitorError::Refused { .. }) => {}
-        Err(e) => return Err(e.into()),
-    }
-    let give_up = Instant::now() + JOB_DEADLINE;
+/// Cancels job `id` and waits until it is gone: with nothing under way that it mirrors, as QEMU frees what that uses.
+///
+/// A tap that was lost takes no further writes, so after a drain there are none. A tap that stands, or that no write has
+/// found lost yet, is let go in order: QEMU itself stops all writes for it.
+fn end_job(monitor: &dyn Monitor, id: &str) -> Result<(), AttachError> {
+    bitmap::drain(monitor)?;
+    // Refused: it is not paused, or has ended.
+    let tell = |command: &str, arguments: Value| match monitor.execute(command, arguments) {
+        Ok(_) | Err(MonitorError::Refused { .. }) => Ok(()),
+        Err(e) => Err(e),
+    };
+    let cancel = |force: bool| tell("block-job-cancel", json!({"device": id, "force": force}));
+    // A paused one is not cancelled in order.
+    tell("block-job-resume", json!({"device": id}))?;
+    cancel(false)?;
+    let begun = Instant::now();
+    let mut forced = false;
     while let Some(j) = job(monitor, id)? {
-        if Instant::now() >= give_up {
+        if begun.elapsed() >= JOB_DEADLINE {
             return Err(AttachError::Mirror {
                 node: id.to_owned(),
                 what: format!("does not end: {}", j["status"]),
             });
+        }
+        if begun.elapsed() >= JOB_ORDER && !forced {
+            forced = true;
+            cancel(true)?;
         }
         thread::sleep(JOB_POLL);
     }

@@ -22,6 +22,7 @@ pub struct StorageDaemon {
     /// Images and sockets; removed at the end.
     pub dir: PathBuf,
     child: Child,
+    told_to_end: bool,
     control: QmpSocket,
 }
 
@@ -32,6 +33,8 @@ impl StorageDaemon {
         fs::create_dir_all(&dir).expect("a directory");
         let at = |name: &str| dir.join(name).display().to_string();
         let mut command = Command::new("qemu-storage-daemon");
+        // What is freed is given back to the system: whoever uses it still is found out.
+        command.env("MALLOC_MMAP_THRESHOLD_", "65536");
         for (socket, id) in [("qmp.sock", "m0"), ("control.sock", "m1")] {
             command.args([
                 "--chardev",
@@ -66,6 +69,7 @@ impl StorageDaemon {
         Self {
             dir,
             child,
+            told_to_end: false,
             control,
         }
     }
@@ -117,6 +121,7 @@ impl StorageDaemon {
 
     /// Ends the storage daemon in good order: the images are whole afterwards.
     pub fn quit(&mut self) {
+        self.told_to_end = true;
         let _ = self.control.execute("quit", json!(null));
         self.child.wait().expect("it ends");
     }
@@ -129,6 +134,9 @@ impl StorageDaemon {
 
 impl Drop for StorageDaemon {
     fn drop(&mut self) {
+        if let (false, Ok(Some(status))) = (self.told_to_end, self.child.try_wait()) {
+            eprintln!("qemu-storage-daemon ended before it was told to: {status}");
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.dir);

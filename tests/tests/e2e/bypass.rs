@@ -5,9 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use qemu_hook::monitor::Monitor;
+use serde_json::{Value, json};
 use virt_cdp_tests::{
-    HangingFs, daemon::Daemon, guest::Guest, must, needs_libvirt, proof::newest_equals, run,
-    unique, wait_for,
+    HangingFs, daemon::Daemon, guest::Guest, must, nbd::Writer, needs, needs_libvirt,
+    proof::newest_equals, random::Random, run, storage_daemon::StorageDaemon, unique, wait_for,
 };
 
 use crate::restart::longest_ms;
@@ -331,4 +333,68 @@ fn a_daemon_whose_disk_hangs_ends_when_it_is_told_to() {
     daemon.wait_state(&name, "protected", SOON);
     newest_equals(&daemon, &guest, &name);
     daemon.stop();
+}
+
+/// QEMU 10.0.2 lets go of what a mirror's writes under way still use, when it ends a mirror that failed.
+#[test]
+fn a_tap_lost_while_writes_wait_for_the_disk_does_not_bring_qemu_down() {
+    if !needs(&["qemu-storage-daemon", "qemu-img"]) {
+        return;
+    }
+    // So large that QEMU's list of chunks under way is given back to the system when it is freed.
+    let storage = StorageDaemon::start(&[("raw", 16 << 30)]);
+    let control = |command: &str, arguments: Value| {
+        let done = storage.control().execute(command, arguments);
+        done.expect("the storage daemon does it");
+    };
+    control(
+        "object-add",
+        json!({"qom-type": "throttle-group", "id": "pace"}),
+    );
+    control(
+        "blockdev-add",
+        json!({"driver": "throttle", "node-name": "slow", "throttle-group": "pace", "file": "disk0"}),
+    );
+    let mut daemon = Daemon::start();
+    let name = unique("uaf");
+    let qmp = storage.qmp().display().to_string();
+    daemon.ok(&["protect", &name, "--qmp", &qmp, "--node", "slow"]);
+    for round in ["killed", "stopped", "suspended"].repeat(2) {
+        daemon.wait_state(&name, "protected", SOON);
+        let socket = storage.serve(1);
+        control(
+            "qom-set",
+            json!({"path": "/objects/pace", "property": "limits", "value": {"iops-total": 20}}),
+        );
+        let writing = thread::spawn(move || {
+            let mut random = Random(1);
+            let mut writer = Writer::connect(&socket, "disk0", 64, 1);
+            let end = Instant::now() + Duration::from_secs(3);
+            while Instant::now() < end {
+                writer.write(random.below(4 << 20) << 12, 4096, |id| {
+                    vec![id as u8 | 1; 4096]
+                });
+            }
+            writer.finish().len()
+        });
+        thread::sleep(Duration::from_secs(1));
+        match round {
+            "killed" => daemon.kill(),
+            "stopped" => drop(must("kill", &["-STOP", &daemon.pid().to_string()])),
+            _ => drop(daemon.ok(&["suspend", &name])),
+        }
+        let writes = writing.join().expect("QEMU stays and no write fails");
+        eprintln!("{round}: {writes} writes");
+        control(
+            "qom-set",
+            json!({"path": "/objects/pace", "property": "limits", "value": {"iops-total": 0}}),
+        );
+        storage.stop_serving();
+        match round {
+            "killed" => daemon.start_again(),
+            "stopped" => drop(must("kill", &["-CONT", &daemon.pid().to_string()])),
+            _ => drop(daemon.ok(&["resume", &name])),
+        }
+    }
+    daemon.wait_state(&name, "protected", SOON);
 }
