@@ -21,6 +21,7 @@ pub(crate) mod build;
 pub mod hashes;
 pub(crate) mod merge;
 mod progress;
+pub(crate) mod proof;
 mod seed;
 mod slots;
 

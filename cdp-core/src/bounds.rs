@@ -151,6 +151,8 @@ pub const TABLES_KEPT_MAX: usize = 16 * 1024 * 1024;
 pub const TABLE_SLICE: usize = 4096;
 /// Most compressed clusters of an open chain that are kept as they read.
 pub const UNPACKED_KEPT_MAX: usize = 16;
+/// Blocks of 100 hashes that are kept of each layer that is read.
+pub const HASH_BLOCKS_KEPT_MAX: usize = 64;
 /// Level of compression of a cold layer's clusters.
 pub const PACK_LEVEL: i32 = 3;
 /// Bytes of compressed clusters that are placed behind each other.

@@ -20,6 +20,7 @@ pub mod proof;
 pub mod random;
 
 use std::{
+    io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::atomic::{AtomicU32, Ordering},
@@ -74,7 +75,7 @@ pub fn needs(programs: &[&str]) -> bool {
         std::env::var_os("CI").is_none(),
         "CI lacks {missing:?}; tests/setup should have installed it"
     );
-    eprintln!("SKIPPED: needs {missing:?}; tests/setup installs it");
+    skipped(&format!("needs {missing:?}; tests/setup installs it"));
     false
 }
 
@@ -88,8 +89,14 @@ pub fn needs_libvirt() -> bool {
         std::env::var_os("CI").is_none(),
         "libvirt does not answer in CI; tests/setup should have started it"
     );
-    eprintln!("SKIPPED: needs libvirt on qemu:///system; tests/setup starts it");
+    skipped("needs libvirt on qemu:///system; tests/setup starts it");
     false
+}
+
+/// Says so past the capture of a test's output, which is shown only where a test fails.
+fn skipped(why: &str) {
+    let name = std::thread::current().name().unwrap_or_default().to_owned();
+    let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {why}");
 }
 
 /// What a command printed and whether it went well.

@@ -4,7 +4,7 @@
 //! reading takes more memory than a piece of it.
 //!
 //! Invariant: a file of hashes has its name before its layer has, and whatever hash is in it is that of what shows at the
-//! layer. It may lack some of a layer whose beginnings are from before there were hashes.
+//! layer: of all that the layer holds, and after a crash perhaps of more.
 
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -153,9 +153,7 @@ fn hash_file(file: &dyn StorageFile, len: u64) -> io::Result<[u8; HASH_LEN]> {
 /// The hashes beside a layer, read in order.
 #[derive(Debug)]
 pub struct Hashes {
-    path: PathBuf,
-    file: Arc<dyn StorageFile>,
-    header: HashesHeader,
+    file: HashesFile,
     /// Entries that were read from the file.
     read: u64,
     bytes: Vec<u8>,
@@ -164,23 +162,24 @@ pub struct Hashes {
     last: Option<u64>,
 }
 
-impl Hashes {
-    /// Opens the hashes of the layer at `layer`, once the hash of the whole file is found right; none if there are none.
-    ///
-    /// # Errors
-    /// The storage failed; they are damaged.
-    pub fn open(storage: &dyn Storage, layer: &Path) -> Result<Option<Hashes>> {
-        let path = hashes_path(layer);
-        let failed = |action| {
-            let path = path.clone();
-            move |e| HarborError::storage(action, &path, e)
-        };
-        let file = match storage.open(&path, OpenMode::Read) {
+/// A file of hashes, open for reading.
+#[derive(Debug)]
+pub(crate) struct HashesFile {
+    path: PathBuf,
+    file: Arc<dyn StorageFile>,
+    header: HashesHeader,
+}
+
+impl HashesFile {
+    /// Opens the file at `path`, once its header is found right; none if there is none.
+    pub(crate) fn open(storage: &dyn Storage, path: &Path) -> Result<Option<HashesFile>> {
+        let failed = |action| move |e| HarborError::storage(action, path, e);
+        let file = match storage.open(path, OpenMode::Read) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(failed("open"))?,
         };
         let len = file.length().map_err(failed("read"))?;
-        let damaged = |what: &str| HarborError::damaged(&path, what);
+        let damaged = |what: &str| HarborError::damaged(path, what);
         let least = (HASHES_HEADER_LEN + HASH_LEN) as u64;
         if len < least {
             return Err(damaged("it is too short"));
@@ -192,16 +191,53 @@ impl Hashes {
         if entries != Some(len - least) || header.size > VOLUME_SIZE_MAX {
             return Err(damaged("its length is not that of its entries"));
         }
-        let mut kept = [0; HASH_LEN];
-        let end = len - HASH_LEN as u64;
-        file.read_at(&mut kept, end).map_err(failed("read"))?;
-        if hash_file(&*file, end).map_err(failed("read"))? != kept {
-            return Err(damaged("its hash is wrong"));
-        }
-        Ok(Some(Hashes {
-            path,
+        Ok(Some(HashesFile {
+            path: path.to_path_buf(),
             file,
             header,
+        }))
+    }
+
+    /// Compares the hash of the whole file with that at its end.
+    pub(crate) fn check(&self) -> Result<()> {
+        let failed = |e| HarborError::storage("read", &self.path, e);
+        let end = HASHES_HEADER_LEN as u64 + self.header.count * HASHES_ENTRY_LEN as u64;
+        let mut kept = [0; HASH_LEN];
+        self.file.read_at(&mut kept, end).map_err(failed)?;
+        match hash_file(&*self.file, end).map_err(failed)? == kept {
+            true => Ok(()),
+            false => Err(HarborError::damaged(&self.path, "its hash is wrong")),
+        }
+    }
+
+    /// Returns the number of entries.
+    pub(crate) fn count(&self) -> u64 {
+        self.header.count
+    }
+
+    /// Reads `count` entries from number `first` on.
+    pub(crate) fn read(&self, first: u64, count: u64) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; count as usize * HASHES_ENTRY_LEN];
+        let place = HASHES_HEADER_LEN as u64 + first * HASHES_ENTRY_LEN as u64;
+        self.file
+            .read_at(&mut bytes, place)
+            .map_err(|e| HarborError::storage("read", &self.path, e))?;
+        Ok(bytes)
+    }
+}
+
+impl Hashes {
+    /// Opens the hashes of the layer at `layer`, once the hash of the whole file is found right; none if there are none.
+    ///
+    /// # Errors
+    /// The storage failed; they are damaged.
+    pub fn open(storage: &dyn Storage, layer: &Path) -> Result<Option<Hashes>> {
+        let Some(file) = HashesFile::open(storage, &hashes_path(layer))? else {
+            return Ok(None);
+        };
+        file.check()?;
+        Ok(Some(Hashes {
+            file,
             read: 0,
             bytes: Vec::new(),
             at: 0,
@@ -211,17 +247,17 @@ impl Hashes {
 
     /// Returns the bytes of the volume.
     pub fn size(&self) -> u64 {
-        self.header.size
+        self.file.header.size
     }
 
     /// Returns the last record that the layer has.
     pub fn seq(&self) -> Seq {
-        self.header.seq
+        self.file.header.seq
     }
 
     /// Returns the number of hashes.
     pub fn count(&self) -> u64 {
-        self.header.count
+        self.file.header.count
     }
 
     /// Returns the next cluster and its hash; none behind the last.
@@ -236,23 +272,19 @@ impl Hashes {
         let entry = HashesEntry::decode(self.bytes.get(self.at..end).unwrap_or_default());
         self.at = end;
         let is_behind = self.last.is_none_or(|last| entry.cluster > last);
-        if !is_behind || entry.cluster >= self.header.size.div_ceil(CLUSTER as u64) {
+        if !is_behind || entry.cluster >= self.file.header.size.div_ceil(CLUSTER as u64) {
             let what = format!("its entry of cluster {} is out of place", entry.cluster);
-            return Err(HarborError::damaged(&self.path, what));
+            return Err(HarborError::damaged(&self.file.path, what));
         }
         self.last = Some(entry.cluster);
         Ok(Some((entry.cluster, entry.hash)))
     }
 
     fn read_more(&mut self) -> Result<bool> {
-        let left = (self.header.count - self.read) * HASHES_ENTRY_LEN as u64;
+        let left = (self.file.header.count - self.read) * HASHES_ENTRY_LEN as u64;
         let len = left.min(PIECE as u64) as usize;
-        self.bytes.resize(len, 0);
         self.at = 0;
-        let place = HASHES_HEADER_LEN as u64 + self.read * HASHES_ENTRY_LEN as u64;
-        self.file
-            .read_at(&mut self.bytes, place)
-            .map_err(|e| HarborError::storage("read", &self.path, e))?;
+        self.bytes = self.file.read(self.read, (len / HASHES_ENTRY_LEN) as u64)?;
         self.read += (len / HASHES_ENTRY_LEN) as u64;
         Ok(len > 0)
     }
@@ -281,6 +313,11 @@ impl HashCursor {
         };
         cursor.advance()?;
         Ok(cursor)
+    }
+
+    /// Tells whether there are any.
+    pub(crate) fn is_there(&self) -> bool {
+        self.hashes.is_some()
     }
 
     /// Returns the next cluster that has a hash.

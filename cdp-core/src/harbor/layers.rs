@@ -11,8 +11,8 @@ use std::sync::{
 };
 
 use super::shared::Shared;
-use crate::base::BasePoint;
 use crate::base::hashes::hashes_path;
+use crate::base::{BasePoint, layer_seq, marker_path};
 use crate::error::{HarborError, Result};
 use crate::machine::VolumeId;
 use crate::point::Seq;
@@ -61,6 +61,15 @@ impl Shared {
             .or(layers.first())
             .ok_or(HarborError::NotSeeded(volume))?;
         let mut chain = Chain::open(&*self.options.storage, &base.path)?;
+        let unfinished = lock(&self.layers.merging).get(&volume).copied();
+        chain.prove(&*self.options.storage, |layer| {
+            // A full that has its new name, and its hashes not yet.
+            let is_new = |seq: &Seq| layer_seq(&layer.name()) == Some(*seq);
+            match unfinished.filter(|seq| layer.backing().is_none() && is_new(seq)) {
+                Some(seq) => hashes_path(&marker_path(&self.base_dir(), volume, seq)),
+                None => hashes_path(layer.path()),
+            }
+        })?;
         chain.refuse(&self.damaged_areas(volume));
         let chain = Arc::new(chain);
         let mut open = lock(&self.layers.open);

@@ -14,6 +14,7 @@ use super::CLUSTER_LEN;
 use super::cache::SliceCache;
 use super::pack::Unpacked;
 use super::reader::{Held, Qcow2Reader, Stretch};
+use crate::base::proof::Proof;
 use crate::bounds::CHAIN_MAX;
 use crate::error::{HarborError, Result};
 use crate::storage::Storage;
@@ -26,6 +27,8 @@ pub struct Chain {
     unpacked: Unpacked,
     /// What must not be read of a layer, by its number.
     refused: BTreeMap<u32, Vec<Range<u64>>>,
+    /// What each layer is checked with, if it is to be.
+    proofs: Vec<Option<Proof>>,
 }
 
 /// A stretch of the volume that is in one file in one piece, or not at all.
@@ -60,7 +63,27 @@ impl Chain {
             layers,
             unpacked: Unpacked::default(),
             refused: BTreeMap::new(),
+            proofs: Vec::new(),
         })
+    }
+
+    /// Has what layers hold checked, when it is first read, against the hashes at the path that `place` says.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub(crate) fn prove(
+        &mut self,
+        storage: &dyn Storage,
+        place: impl Fn(&Qcow2Reader) -> PathBuf,
+    ) -> Result<()> {
+        let proofs = self.layers.iter();
+        let proofs = proofs.map(|layer| Proof::open(storage, &place(layer), layer));
+        self.proofs = proofs.collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    fn proof(&self, number: u32) -> Option<&Proof> {
+        self.proofs.get(number as usize)?.as_ref()
     }
 
     /// Has what layers hold of some ranges refused, by the names of their files: it is known to be damaged.
@@ -106,7 +129,7 @@ impl Chain {
     /// # Errors
     /// The storage failed; a table is damaged.
     pub fn run(&self, offset: u64, max: u64) -> Result<Run> {
-        let (stretch, _) = self.find(offset, max)?;
+        let (stretch, _) = self.find(0, offset, max)?;
         let place = match stretch.held {
             Held::Bytes(place) => Some(place),
             Held::Packed(packed) => Some(packed.place),
@@ -123,17 +146,30 @@ impl Chain {
     /// # Errors
     /// As [`run`](Self::run); a compressed cluster is damaged.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.read_below(0, buf, offset)
+    }
+
+    /// Does the same, without the first `above` layers.
+    fn read_below(&self, above: u32, buf: &mut [u8], offset: u64) -> Result<()> {
         let mut rest = buf;
         let mut position = offset;
         while !rest.is_empty() {
-            let (stretch, layer) = self.find(position, rest.len() as u64)?;
+            let (stretch, layer) = self.find(above, position, rest.len() as u64)?;
             let (bytes, behind) = rest.split_at_mut(stretch.len as usize);
             match (stretch.held, layer) {
-                (Held::Bytes(place), Some((_, layer))) => layer.read_file(bytes, place)?,
+                (Held::Bytes(place), Some((number, layer))) => {
+                    layer.read_file(bytes, place)?;
+                    if let Some(proof) = self.proof(number) {
+                        proof.check_bytes(layer, (position, place), bytes)?;
+                    }
+                }
                 (Held::Packed(packed), Some((number, layer))) => {
                     let cluster = self
                         .unpacked
                         .get((number, packed), || layer.unpack(packed).map(Arc::from))?;
+                    if let Some(proof) = self.proof(number) {
+                        proof.check_cluster(position / CLUSTER_LEN, &cluster)?;
+                    }
                     let from = (position % CLUSTER_LEN) as usize;
                     let part = cluster.get(from..from + bytes.len());
                     bytes.copy_from_slice(part.unwrap_or_default());
@@ -146,11 +182,23 @@ impl Chain {
         Ok(())
     }
 
-    /// Returns what shows at byte `offset`, and the layer that holds it.
-    fn find(&self, offset: u64, max: u64) -> Result<(Stretch, Option<(u32, &Qcow2Reader)>)> {
+    /// Returns what shows at byte `offset` without the first `above` layers, and the layer that holds it.
+    fn find(
+        &self,
+        above: u32,
+        offset: u64,
+        max: u64,
+    ) -> Result<(Stretch, Option<(u32, &Qcow2Reader)>)> {
         let mut len = max;
-        for (number, layer) in (0..).zip(&self.layers) {
-            let stretch = layer.stretch(offset, len)?;
+        for (number, layer) in (0..).zip(&self.layers).skip(above as usize) {
+            let mut stretch = layer.stretch(offset, len)?;
+            if let (Held::Nothing | Held::Zeros, Some(proof)) = (stretch.held, self.proof(number)) {
+                stretch = proof.check_hole(offset, stretch, |cluster| {
+                    let mut below = vec![0; CLUSTER_LEN as usize];
+                    self.read_below(number + 1, &mut below, cluster * CLUSTER_LEN)?;
+                    Ok(below)
+                })?;
+            }
             if stretch.held != Held::Nothing {
                 let stretch = self.allowed(number, offset, stretch)?;
                 return Ok((stretch, Some((number, layer))));

@@ -218,6 +218,7 @@ impl<T: Parts> Drop for Ring<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
     use std::time::Instant;
 
     use super::*;
@@ -240,7 +241,9 @@ mod tests {
         file.preallocate(64 * 16384).unwrap();
         let mut ring = match Ring::new(4) {
             Ok(ring) => ring,
-            Err(error) => return eprintln!("SKIPPED: no io_uring: {error}"),
+            Err(error) => {
+                return drop(writeln!(std::io::stderr(), "SKIPPED: no io_uring: {error}"));
+            }
         };
         for number in (0..64_u8).rev() {
             let mut memory = crate::buffer::Memory::zeroed(16384);
@@ -265,7 +268,7 @@ mod tests {
             .unwrap();
         let file: Arc<dyn StorageFile> = Arc::new(AsIfDirect(full));
         let Ok(mut ring) = Ring::new(2) else {
-            return eprintln!("SKIPPED: no io_uring");
+            return drop(writeln!(std::io::stderr(), "SKIPPED: no io_uring"));
         };
         let begin = Instant::now();
         let mut told = false;

@@ -12,6 +12,8 @@ use crate::base::hashes::{ClusterHash, Hashes, hash_cluster, hashes_path};
 use crate::base::{BasePoint, layer_seq};
 use crate::bounds::{CLUSTER, COPY_PIECE, PIECES_AHEAD};
 use crate::error::{HarborError, Result};
+use crate::format::HASH_LEN;
+use crate::qcow2::Chain;
 use crate::qcow2::check::{Costs, Structure};
 use crate::qcow2::reader::{Held, Qcow2Reader};
 use crate::storage::Storage;
@@ -74,6 +76,9 @@ pub(super) fn check(
         hashes,
         ahead: None,
         zeros: hash_cluster(&[]),
+        size,
+        chain: None,
+        storage,
         both,
     };
     content.advance()?;
@@ -203,6 +208,11 @@ struct Content<'a, 'b> {
     /// The next hash.
     ahead: Option<(u64, ClusterHash)>,
     zeros: ClusterHash,
+    /// Bytes of the volume.
+    size: u64,
+    /// The layer with all it stands on, once that is needed.
+    chain: Option<Result<Chain>>,
+    storage: &'a dyn Storage,
     both: &'a mut Both<'b>,
 }
 
@@ -273,12 +283,31 @@ impl Content<'_, '_> {
             if number == cluster {
                 return Ok(Some(hash));
             }
-            // A full holds no zeros.
-            if !(self.is_full && hash == self.zeros) {
+            if hash != self.below(number)? {
                 self.lost(number, 0..0, "a cluster is missing");
             }
         }
         Ok(None)
+    }
+
+    /// Returns the hash of what shows where the layer does not hold a cluster. Hashes have their name before the layer that
+    /// they are of, which joins two: a crash in between leaves some of what the lower one holds.
+    fn below(&mut self, cluster: u64) -> Result<ClusterHash> {
+        if self.is_full {
+            return Ok(self.zeros);
+        }
+        if self.chain.is_none() {
+            self.chain = Some(Chain::open(self.storage, &self.layer.path));
+        }
+        let start = cluster * CLUSTER_LEN;
+        let mut content = vec![0; CLUSTER_LEN.min(self.size - start.min(self.size)) as usize];
+        match &self.chain {
+            // What cannot be read has a finding of its own, and is missing here.
+            Some(Ok(chain)) if chain.read_at(&mut content, start).is_ok() => {
+                Ok(hash_cluster(&content))
+            }
+            _ => Ok([0; HASH_LEN]),
+        }
     }
 
     fn lost(&mut self, cluster: u64, place: Range<u64>, what: &str) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -252,7 +253,10 @@ pub(crate) fn qemu_img(arguments: &[&std::ffi::OsStr]) -> Option<std::process::O
     {
         Ok(output) => Some(output),
         Err(error) => {
-            eprintln!("SKIPPED: qemu-img {arguments:?}: {error}");
+            drop(writeln!(
+                std::io::stderr(),
+                "SKIPPED: qemu-img {arguments:?}: {error}"
+            ));
             None
         }
     }

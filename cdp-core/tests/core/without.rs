@@ -1,6 +1,7 @@
 //! `tests/restore-without`, which reads a harbor without this program, shows what the program shows.
 
 use std::fs;
+use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -22,7 +23,10 @@ fn is_ready() -> bool {
     };
     let ready = works("python3", &["-c", "import tomllib"]) && works("qemu-img", &["--version"]);
     if !ready {
-        eprintln!("SKIPPED: it takes python3 of version 3.11 and qemu-img");
+        drop(writeln!(
+            std::io::stderr(),
+            "SKIPPED: it takes python3 of version 3.11 and qemu-img"
+        ));
     }
     ready
 }

@@ -1,6 +1,7 @@
 //! Compares what the harbor has with what was promised.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -58,7 +59,10 @@ impl Keeper {
                         );
                         self.count("layers checked", 1);
                     }
-                    Err(error) => eprintln!("SKIPPED: qemu-img check: {error}"),
+                    Err(error) => drop(writeln!(
+                        std::io::stderr(),
+                        "SKIPPED: qemu-img check: {error}"
+                    )),
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! Domains, disks and nodes as libvirt and QEMU show them.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -72,7 +73,10 @@ fn disks_are_found_with_their_nodes() {
         + "<disk type='file' device='cdrom'><target dev='sdc' bus='sata'/><readonly/></disk>";
     match &device {
         Some(device) => xml += &disk_xml("block", "raw", &device.0, "vdb", "virtio"),
-        None => println!("SKIPPED: the block disk needs a loop device"),
+        None => drop(writeln!(
+            std::io::stderr(),
+            "SKIPPED: the block disk needs a loop device"
+        )),
     }
     let test = TestDomain::named("nodes");
     let domain = test.start(&hypervisor, &xml);

@@ -1,5 +1,6 @@
 //! A full guest boots from a view: agent, console log, screenshot, and the pull under a running guest.
 
+use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
@@ -24,7 +25,10 @@ fn a_guest_boots_from_its_view() {
         return;
     };
     if !Path::new(DISK).exists() {
-        println!("SKIPPED: needs the guest of tests/guest/build-debian");
+        drop(writeln!(
+            std::io::stderr(),
+            "SKIPPED: needs the guest of tests/guest/build-debian"
+        ));
         return;
     }
     let directory = directory();

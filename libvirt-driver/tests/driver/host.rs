@@ -1,6 +1,7 @@
 //! What the tests need of the host: libvirt, domains that go away by themselves, images, programs.
 
 use std::fs::Permissions;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,7 +17,10 @@ pub(crate) fn hypervisor() -> Option<Hypervisor> {
     match Hypervisor::connect(URI) {
         Ok(hypervisor) => Some(hypervisor),
         Err(error) => {
-            println!("SKIPPED: needs libvirt ({error})");
+            drop(writeln!(
+                std::io::stderr(),
+                "SKIPPED: needs libvirt ({error})"
+            ));
             None
         }
     }

@@ -107,10 +107,8 @@ impl<'a, S: WriteSink> Requests<'a, S> {
                 return Ok(false);
             }
             cmd::READ => (self.refuse_read(&request), Ack::Now),
-            other => {
-                tracing::warn!(command = other, "QEMU sent the tap a command it cannot do");
-                (errno::EINVAL, Ack::Now)
-            }
+            // What QEMU means by it is not known: a mirror that was refused something is not to be trusted.
+            _ => return Err(bad("a command the tap cannot do", &request)),
         };
         let is_write = matches!(request.command, cmd::WRITE | cmd::WRITE_ZEROES);
         let cookie = request.cookie;

@@ -1,5 +1,6 @@
 //! Runs the programs on the other end.
 
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ pub(crate) fn requires(tools: &[&str]) -> bool {
     };
     match tools.iter().find(is_missing) {
         Some(tool) => {
-            eprintln!("SKIPPED: needs {tool}");
+            drop(writeln!(std::io::stderr(), "SKIPPED: needs {tool}"));
             false
         }
         None => true,
@@ -25,7 +26,7 @@ pub(crate) fn python_with_libnbd() -> Option<&'static str> {
     if found.is_ok_and(|output| output.status.success()) {
         return Some(PYTHON);
     }
-    eprintln!("SKIPPED: needs python3-libnbd");
+    drop(writeln!(std::io::stderr(), "SKIPPED: needs python3-libnbd"));
     None
 }
 

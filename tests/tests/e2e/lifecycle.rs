@@ -192,10 +192,14 @@ fn jobs(guest: &Guest, name: &str) -> Vec<String> {
 /// Has QEMU end one of a guest's mirrors, whose tap stays connected; returns the times in between which it went, in ns.
 fn cancel_a_mirror(guest: &Guest, name: &str) -> (i64, i64) {
     let job = jobs(guest, name).swap_remove(0);
-    let cancel =
-        format!("{{\"execute\":\"block-job-cancel\",\"arguments\":{{\"device\":\"{job}\"}}}}");
     let before = virt_cdp_tests::now_ns();
-    guest.virsh(&["qemu-monitor-command", name, &cancel]);
+    // A paused job is not cancelled in order.
+    for verb in ["resume", "cancel"] {
+        let command = format!(
+            "{{\"execute\":\"block-job-{verb}\",\"arguments\":{{\"device\":\"{job}\"}}}}"
+        );
+        guest.virsh(&["qemu-monitor-command", name, &command]);
+    }
     // It is drained first, which takes its time while the guest writes.
     wait_for("the mirror is gone", SOON, || {
         let left = jobs(guest, name);

@@ -146,9 +146,10 @@ impl Soak {
                 ]);
                 let jobs: Value = serde_json::from_str(&jobs).unwrap_or_default();
                 let job = jobs["return"][0]["device"].clone();
-                if job.is_string() {
+                let verbs = ["resume", "cancel"].iter().filter(|_| job.is_string());
+                for verb in verbs {
                     let command = format!(
-                        "{{\"execute\":\"block-job-cancel\",\"arguments\":{{\"device\":{job}}}}}"
+                        "{{\"execute\":\"block-job-{verb}\",\"arguments\":{{\"device\":{job}}}}}"
                     );
                     run(
                         "virsh",

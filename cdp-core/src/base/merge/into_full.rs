@@ -8,11 +8,12 @@
 //! A crash leaves the mark. While what has the increment's name stands on something, all of it is done again; once it does
 //! not, it is the full, and only the names behind it are put right.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::sync_dir_of;
-use crate::base::hashes::{HashCursor, HashesWriter, hashes_path};
+use crate::base::hashes::{HashCursor, HashesWriter, hash_cluster, hashes_path};
 use crate::base::progress::{Control, Teller};
 use crate::base::{BasePoint, layer_seq, marker_path};
 use crate::bounds::{CLUSTER, COPY_PIECE};
@@ -92,6 +93,7 @@ pub(super) fn go_on(
             Some(full.seq)
         }
         None => {
+            let _names = shared.change_names();
             merge.name_hashes()?;
             None
         }
@@ -181,10 +183,15 @@ impl Merge<'_> {
         teller.tell(size, 0, 0)
     }
 
-    /// Writes the hashes that the full is to have: its own, but for what the increment holds, and that one's.
+    /// Writes the hashes that the full is to have: its own, but for what the increment holds, and that one's. A full that
+    /// has none, being older than hashes, gets them now.
     fn merge_hashes(&self, full: &Path, increment: &Qcow2Reader) -> Result<()> {
         let storage = &self.shared.options.storage;
         let mut old = HashCursor::open(&**storage, full)?;
+        let bare = match old.is_there() {
+            true => None,
+            false => Some(Qcow2Reader::open(&**storage, full)?),
+        };
         let mut new = HashCursor::open(&**storage, &self.increment)?;
         let size = increment.size();
         let path = self.hashes();
@@ -203,6 +210,9 @@ impl Merge<'_> {
                     writer.push(cluster, hash).map_err(failed)?;
                 }
             }
+            if let (Held::Nothing, Some(full)) = (stretch.held, &bare) {
+                hash_held(full, first..end, &mut writer)?;
+            }
             if matches!(stretch.held, Held::Bytes(_) | Held::Packed(_)) {
                 for cluster in first..end {
                     if let Some(hash) = new.take_of(cluster)? {
@@ -216,18 +226,14 @@ impl Merge<'_> {
 
     /// Gives the full the name of the increment, and puts right all names behind that.
     fn name(&self, full: &BasePoint) -> Result<()> {
-        {
-            let _names = self.shared.change_names();
-            let renamed = self
-                .shared
-                .options
-                .storage
-                .rename(&full.path, &self.increment);
-            renamed.map_err(|e| HarborError::storage("rename", &self.increment, e))?;
-            sync_dir_of(self.shared, &self.increment)?;
-        }
+        // Nobody takes the hashes of the increment for those of the full.
+        let _names = self.shared.change_names();
+        let storage = &*self.shared.options.storage;
+        let renamed = storage.rename(&full.path, &self.increment);
+        renamed.map_err(|e| HarborError::storage("rename", &self.increment, e))?;
+        sync_dir_of(self.shared, &self.increment)?;
         let needless = hashes_path(&full.path);
-        remove_if_there(&*self.shared.options.storage, &needless)
+        remove_if_there(storage, &needless)
             .map_err(|e| HarborError::storage("remove", &needless, e))?;
         self.name_hashes()
     }
@@ -251,4 +257,25 @@ impl Merge<'_> {
     fn hashes(&self) -> PathBuf {
         hashes_path(&self.marker)
     }
+}
+
+/// Hashes what a full holds of some clusters.
+fn hash_held(full: &Qcow2Reader, clusters: Range<u64>, writer: &mut HashesWriter) -> Result<()> {
+    let end = (clusters.end * CLUSTER_LEN).min(full.size());
+    let mut at = clusters.start * CLUSTER_LEN;
+    while at < end {
+        let stretch = full.stretch(at, (end - at).min(CLUSTER_LEN))?;
+        let mut bytes = vec![0; stretch.len as usize];
+        match stretch.held {
+            Held::Bytes(place) => full.read_file(&mut bytes, place)?,
+            Held::Packed(packed) => bytes = full.unpack(packed)?,
+            Held::Nothing | Held::Zeros => bytes.clear(),
+        }
+        if !bytes.is_empty() {
+            let pushed = writer.push(at / CLUSTER_LEN, hash_cluster(&bytes));
+            pushed.map_err(|e| HarborError::storage("write", full.path(), e))?;
+        }
+        at += stretch.len;
+    }
+    Ok(())
 }
