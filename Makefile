@@ -12,7 +12,7 @@ MINUTES ?= 20
 TARGET ?=
 SECONDS ?= 60
 
-.PHONY: help setup build demo test lint e2e unit sim month fuzz soak bench bench-capture man install clean
+.PHONY: help setup build demo test lint e2e unit sim month fuzz soak bench bench-capture bench-history man install clean
 
 help:
 	@echo 'make demo     protect a real Debian guest, destroy its data, get it back'
@@ -23,7 +23,7 @@ help:
 	@echo 'make month    DAYS=$(DAYS) of points by a clock set by hand; kills in HARBORS=$(HARBORS); or from SEED=n alone'
 	@echo 'make soak     faults against the capture of a real guest for MINUTES=$(MINUTES), in an order from SEED=n'
 	@echo 'make fuzz     foreign bytes for SECONDS=$(SECONDS) each, or for TARGET=name alone; guided by coverage where nightly is'
-	@echo 'make bench    measurements; see BENCHMARKS.md; of the capture path alone: make bench-capture'
+	@echo 'make bench    measurements; see BENCHMARKS.md; of one part: make bench-capture, bench-history'
 	@echo 'make install  what virt-cdp host-install lays down, below PREFIX=$(PREFIX)'
 
 setup:
@@ -75,11 +75,15 @@ soak: setup
 
 bench: setup
 	$(CARGO) build --locked --workspace --bins --examples
-	history=0; tests/bench || history=$$?; tests/bench-capture && exit $$history
+	failed=0; for one in bench bench-capture bench-history; do tests/$$one || failed=$$?; done; exit $$failed
 
 bench-capture: setup
 	$(CARGO) build --locked --workspace --bins --examples
 	tests/bench-capture
+
+bench-history: setup
+	$(CARGO) build --locked --workspace --bins --examples
+	tests/bench-history
 
 install: build
 	$(BIN) host-install --root '$(DESTDIR)/' --prefix '$(PREFIX)'

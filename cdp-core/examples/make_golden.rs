@@ -3,14 +3,15 @@
 //! What it writes is checked by `tests/core/golden.rs`. Run once per format version.
 
 use std::error::Error;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use cdp_core::clock::HandClock;
 use cdp_core::machine::{FORMAT_VERSION_OLDEST, Mode};
 use cdp_core::{
-    GapReason, Grade, Harbor, MachineDescription, MachineSource, Options, Timestamp,
-    VolumeDescription, VolumeId,
+    Clock, GapReason, Grade, Harbor, MachineDescription, MachineSource, Options, PointId,
+    Timestamp, VolumeDescription, VolumeId,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -38,8 +39,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             ..VolumeDescription::new(VolumeId(7), "vda", 128 * 1024)
         }],
     };
+    let clock = Arc::new(HandClock::new(now));
     let options = Options {
-        clock: Arc::new(HandClock::new(now)),
+        clock: Arc::clone(&clock) as _,
         ..Options::default()
     };
     let harbor = Harbor::create(&PathBuf::from(dir), &description, options)?;
@@ -67,5 +69,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     recorder.close_gap()?;
     recorder.point(Grade::Quiesced, None)?;
     recorder.close()?;
+
+    // From version 3 on: layers with hashes, a cold segment, and what was said of points.
+    let go_on = &mut |_| ControlFlow::Continue(());
+    for byte in [0x44, 0x55] {
+        clock.set(Timestamp(clock.now().0 + 3_600_000_000_000));
+        let recorder = harbor.record()?;
+        let volume = recorder.volume(VolumeId(7))?;
+        volume.write_copy(4096 * u64::from(byte % 16), &[byte; 4096])?;
+        let point = recorder.point(Grade::Crash, None)?;
+        recorder.close()?;
+        harbor.build_base(point.id, go_on)?;
+    }
+    harbor.lock_point(PointId(2))?;
+    harbor.delete_points(&[PointId(1)])?;
+    clock.set(Timestamp(clock.now().0 + 3_600_000_000_000));
+    while harbor
+        .compact(&mut |_| ControlFlow::Continue(()))?
+        .is_some()
+    {}
     Ok(())
 }

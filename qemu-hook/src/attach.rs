@@ -145,10 +145,11 @@ pub fn attach<S: WriteSink>(
     match attachment.start(monitor) {
         Ok(()) => Ok(attachment),
         Err(e) => {
-            attachment.tap.close();
+            // The tap serves until the mirror is gone: a running one must not see it fail.
             if let Err(left) = clear_leftovers(monitor, names) {
                 tracing::warn!(node = node.name, error = %left, "could not clear a failed tap");
             }
+            attachment.tap.close();
             Err(e)
         }
     }
@@ -221,23 +222,27 @@ impl Attachment {
                 "filter-node-name": names.filter,
             }),
         )?;
-        self.wait_status(monitor, &["ready", "standby"])?;
-        monitor.execute("block-job-pause", json!({"device": names.job}))?;
-        self.wait_status(monitor, &["standby"])
+        let ready = self.wait_status(monitor, "ready")?;
+        // A QEMU before 8.2 does not say whether a paused mirror has missed something: there its end has to say so.
+        if is_synced(&ready).is_some() {
+            monitor.execute("block-job-pause", json!({"device": names.job}))?;
+            self.wait_status(monitor, "standby")?;
+        }
+        Ok(())
     }
 
-    /// Waits until the job has one of these states.
-    fn wait_status(&self, monitor: &dyn Monitor, wanted: &[&str]) -> Result<(), AttachError> {
+    /// Waits until the job has that state.
+    fn wait_status(&self, monitor: &dyn Monitor, wanted: &str) -> Result<Value, AttachError> {
         let give_up = Instant::now() + JOB_DEADLINE;
         loop {
             let Some(j) = job(monitor, &self.names.job)? else {
                 return Err(self.mirror_error("ended at once".into()));
             };
             match j["status"].as_str() {
-                Some(status) if wanted.contains(&status) => return Ok(()),
+                Some(status) if status == wanted => return Ok(j),
                 _ if Instant::now() < give_up => thread::sleep(START_POLL),
                 status => {
-                    let what = format!("does not become {}: {status:?}", wanted[0]);
+                    let what = format!("does not become {wanted}: {status:?}");
                     return Err(self.mirror_error(what));
                 }
             }
@@ -346,16 +351,24 @@ impl Attachment {
     }
 }
 
-/// Tells whether all the mirrors named are there: one that somebody cancelled leaves its tap connected and silent.
+/// Tells whether all the mirrors named are there and have missed nothing. One that somebody cancelled leaves its tap
+/// connected and silent; a paused one that has failed is there and lets all writes pass.
 ///
 /// # Errors
 /// [`MonitorError`].
 pub fn mirrors_stand(monitor: &dyn Monitor, names: &[Names]) -> Result<bool, MonitorError> {
     let jobs = monitor.execute("query-block-jobs", Value::Null)?;
     let jobs: Vec<&Value> = jobs.as_array().into_iter().flatten().collect();
-    Ok(names
-        .iter()
-        .all(|n| jobs.iter().any(|j| j["device"] == n.job.as_str())))
+    Ok(names.iter().all(|n| {
+        jobs.iter()
+            .any(|j| j["device"] == n.job.as_str() && is_synced(j) != Some(false))
+    }))
+}
+
+/// Tells whether a mirror has had every write since it was ready; none where QEMU does not say so. QEMU takes it back
+/// with the first write that fails or passes, before the guest has its answer, and only a running job gives it again.
+fn is_synced(job: &Value) -> Option<bool> {
+    job["actively-synced"].as_bool()
 }
 
 /// Clears what an earlier process of ours, or a failed attach, left inside QEMU.
@@ -430,8 +443,9 @@ fn job(monitor: &dyn Monitor, id: &str) -> Result<Option<Value>, MonitorError> {
 
 /// Cancels job `id` and waits until it is gone: with nothing under way that it mirrors, as QEMU frees what that uses.
 ///
-/// A tap that was lost takes no further writes, so after a drain there are none. A tap that stands, or that no write has
-/// found lost yet, is let go in order: QEMU itself stops all writes for it.
+/// A mirror that has failed takes no further writes, so after a drain it has none, and is given up as it stands, paused. One
+/// that has not is let go in order: QEMU itself stops all writes for it. For that it has to run, which is a moment
+/// in which its tap should not be lost.
 fn end_job(monitor: &dyn Monitor, id: &str) -> Result<(), AttachError> {
     bitmap::drain(monitor)?;
     // Refused: it is not paused, or has ended.
@@ -439,22 +453,29 @@ fn end_job(monitor: &dyn Monitor, id: &str) -> Result<(), AttachError> {
         Ok(_) | Err(MonitorError::Refused { .. }) => Ok(()),
         Err(e) => Err(e),
     };
-    let cancel = |force: bool| tell("block-job-cancel", json!({"device": id, "force": force}));
-    // A paused one is not cancelled in order.
-    tell("block-job-resume", json!({"device": id}))?;
-    cancel(false)?;
+    let give_up = || tell("block-job-cancel", json!({"device": id, "force": true}));
+    let has_failed = |job: Option<Value>| job.is_some_and(|job| is_synced(&job) == Some(false));
+    if has_failed(job(monitor, id)?) {
+        give_up()?;
+    } else {
+        // A paused one is not cancelled in order.
+        tell("block-job-resume", json!({"device": id}))?;
+        tell("block-job-cancel", json!({"device": id, "force": false}))?;
+    }
     let begun = Instant::now();
-    let mut forced = false;
+    let mut is_told_again = false;
     while let Some(j) = job(monitor, id)? {
         if begun.elapsed() >= JOB_DEADLINE {
+            tell("block-job-pause", json!({"device": id}))?;
             return Err(AttachError::Mirror {
                 node: id.to_owned(),
                 what: format!("does not end: {}", j["status"]),
             });
         }
-        if begun.elapsed() >= JOB_ORDER && !forced {
-            forced = true;
-            cancel(true)?;
+        if begun.elapsed() >= JOB_ORDER && !is_told_again && has_failed(Some(j)) {
+            is_told_again = true;
+            bitmap::drain(monitor)?;
+            give_up()?;
         }
         thread::sleep(JOB_POLL);
     }

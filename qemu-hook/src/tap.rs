@@ -7,7 +7,7 @@
 //! or when the sink says that the write is kept, several requests in one go where several were waiting.
 //!
 //! Invariant: no write is answered before the sink took it and its ack is due, and none that the sink
-//! did not take. Requests are answered in the order in which they came. Whatever goes wrong, the socket is closed: QEMU's mirror ends with an error,
+//! did not take. Requests are answered in the order in which they came. Whatever goes wrong, the socket is closed: QEMU's mirror fails,
 //! the guest goes on and never sees it.
 //!
 //! A tap can be parked: it answers what it has read and stops between two requests with its socket

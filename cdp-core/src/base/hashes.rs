@@ -210,6 +210,11 @@ impl HashesFile {
         }
     }
 
+    /// Returns the bytes of the volume.
+    pub(crate) fn size(&self) -> u64 {
+        self.header.size
+    }
+
     /// Returns the number of entries.
     pub(crate) fn count(&self) -> u64 {
         self.header.count
@@ -298,15 +303,13 @@ pub(crate) struct HashCursor {
 }
 
 impl HashCursor {
-    /// Opens the hashes of a layer. One that has none, or none that are right, has no hash of any cluster.
+    /// Opens the hashes of a layer, which may have none. It refuses those that are damaged: what is made of the layer would
+    /// have none, or wrong ones.
     pub(crate) fn open(storage: &dyn Storage, layer: &Path) -> Result<HashCursor> {
-        let hashes = match Hashes::open(storage, layer) {
-            Err(error @ HarborError::Damaged { .. }) => {
-                tracing::warn!(%error, "the hashes of a layer are left out");
-                None
-            }
-            other => other?,
-        };
+        HashCursor::of(Hashes::open(storage, layer)?)
+    }
+
+    fn of(hashes: Option<Hashes>) -> Result<HashCursor> {
         let mut cursor = HashCursor {
             hashes,
             ahead: None,

@@ -48,11 +48,13 @@ pub(crate) struct Proof {
 }
 
 impl Proof {
-    /// Opens the hashes at `path` of a layer; none if there are none, or none that are of use.
+    /// Opens the hashes at `path` of a layer; none if there are none, or none that are of use. They say how large the
+    /// layer is, unless it is `changing`.
     pub(crate) fn open(
         storage: &dyn Storage,
         path: &Path,
         layer: &Qcow2Reader,
+        changing: bool,
     ) -> Result<Option<Proof>> {
         let hashes = match HashesFile::open(storage, path) {
             Err(error @ HarborError::Damaged { .. }) => {
@@ -62,6 +64,13 @@ impl Proof {
             other => other?,
         };
         let size = layer.size();
+        if let Some(hashes) = &hashes
+            && hashes.size() != size
+            && !changing
+        {
+            let what = "it is not as large as its hashes say";
+            return Err(HarborError::damaged(layer.path(), what));
+        }
         let groups = size.div_ceil(CLUSTER_LEN).div_ceil(CLUSTERS_PER_GROUP);
         Ok(hashes.map(|hashes| Proof {
             hashes,
@@ -107,7 +116,7 @@ impl Proof {
                 Some((cluster, _)) => (cluster, !must_have),
                 None => (behind, !must_have),
             };
-            if !vouched && let Some(error) = self.wrong(at) {
+            if !vouched && let Some(error) = self.wrong(at)? {
                 let sound = (at * CLUSTER_LEN).saturating_sub(offset);
                 return match sound {
                     0 => Err(error),
@@ -154,7 +163,7 @@ impl Proof {
         }
         let hash = hash_cluster(self.within(cluster, content));
         let is_right = self.next(cluster)? == Some((cluster, hash));
-        if !is_right && let Some(error) = self.wrong(cluster) {
+        if !is_right && let Some(error) = self.wrong(cluster)? {
             return Err(error);
         }
         self.remember(cluster);
@@ -168,16 +177,22 @@ impl Proof {
     }
 
     /// Says that a cluster is not right; nothing if it is the hashes that are not.
-    fn wrong(&self, cluster: u64) -> Option<HarborError> {
-        let is_sound = self.is_sound.get_or_init(|| {
-            let checked = self.hashes.check();
-            if let Err(error) = &checked {
-                tracing::warn!(%error, "the hashes of a layer are left out");
+    fn wrong(&self, cluster: u64) -> Result<Option<HarborError>> {
+        let is_sound = match self.is_sound.get() {
+            Some(known) => *known,
+            None => {
+                let is_sound = match self.hashes.check() {
+                    Err(error @ HarborError::Damaged { .. }) => {
+                        tracing::warn!(%error, "the hashes of a layer are left out");
+                        false
+                    }
+                    other => other.map(|()| true)?,
+                };
+                *self.is_sound.get_or_init(|| is_sound)
             }
-            checked.is_ok()
-        });
+        };
         let what = format!("what it holds at cluster {cluster} is not what was written");
-        is_sound.then(|| HarborError::damaged(&self.layer, what))
+        Ok(is_sound.then(|| HarborError::damaged(&self.layer, what)))
     }
 
     /// Returns the first hash at or behind a cluster.

@@ -12,11 +12,13 @@ use std::sync::{
 
 use super::shared::Shared;
 use crate::base::hashes::hashes_path;
+use crate::base::proof::Proof;
 use crate::base::{BasePoint, layer_seq, marker_path};
 use crate::error::{HarborError, Result};
 use crate::machine::VolumeId;
 use crate::point::Seq;
 use crate::qcow2::Chain;
+use crate::qcow2::reader::Qcow2Reader;
 use crate::view::image::Plan;
 
 /// What is known of the layers beside their list.
@@ -62,14 +64,7 @@ impl Shared {
             .ok_or(HarborError::NotSeeded(volume))?;
         let mut chain = Chain::open(&*self.options.storage, &base.path)?;
         let unfinished = lock(&self.layers.merging).get(&volume).copied();
-        chain.prove(&*self.options.storage, |layer| {
-            // A full that has its new name, and its hashes not yet.
-            let is_new = |seq: &Seq| layer_seq(&layer.name()) == Some(*seq);
-            match unfinished.filter(|seq| layer.backing().is_none() && is_new(seq)) {
-                Some(seq) => hashes_path(&marker_path(&self.base_dir(), volume, seq)),
-                None => hashes_path(layer.path()),
-            }
-        })?;
+        chain.prove(|layer| self.prove(volume, layer, unfinished))?;
         chain.refuse(&self.damaged_areas(volume));
         let chain = Arc::new(chain);
         let mut open = lock(&self.layers.open);
@@ -81,6 +76,29 @@ impl Shared {
             base: Some(chain),
             after: base.seq,
         })
+    }
+
+    /// Opens what a layer is checked with; `unfinished` is the record of the layer that goes into the full.
+    fn prove(
+        &self,
+        volume: VolumeId,
+        layer: &Qcow2Reader,
+        unfinished: Option<Seq>,
+    ) -> Result<Option<Proof>> {
+        let storage = &*self.options.storage;
+        let is_full = layer.backing().is_none();
+        // A full that has its new name, and its hashes perhaps not yet.
+        if let Some(seq) =
+            unfinished.filter(|seq| is_full && layer_seq(&layer.name()) == Some(*seq))
+        {
+            let waiting = hashes_path(&marker_path(&self.base_dir(), volume, seq));
+            let proof = Proof::open(storage, &waiting, layer, false)?;
+            if proof.is_some() {
+                return Ok(proof);
+            }
+        }
+        let changing = is_full && unfinished.is_some();
+        Proof::open(storage, &hashes_path(layer.path()), layer, changing)
     }
 
     /// Returns the layers of a volume that can be used, oldest first.

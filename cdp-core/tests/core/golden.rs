@@ -1,11 +1,13 @@
 //! Harbors of every format version are read for ever.
 //!
-//! `golden/v1` was written by `examples/make_golden.rs` and must never be written again.
+//! They were written by `examples/make_golden.rs` as it was then, and must never be written again.
 
+use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use cdp_core::{
-    Gap, GapReason, Grade, Harbor, Options, PointId, Seq, Timestamp, VolumeId, XmlVersion,
+    Gap, GapReason, Grade, Harbor, Options, PointId, Scope, Seq, Timestamp, VolumeId, XmlVersion,
 };
 use tempfile::TempDir;
 
@@ -72,4 +74,45 @@ fn version_1_is_read() {
         &second,
         "point 2",
     );
+}
+
+#[test]
+fn version_3_is_read() {
+    let home = TempDir::new().unwrap();
+    let dir = home.path().join("v3");
+    crash_image(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v3"),
+        &dir,
+    );
+    let has = |place: &str, extension: &str| {
+        let files = fs::read_dir(dir.join(place)).unwrap();
+        let mut names = files.map(|file| file.unwrap().path());
+        names.any(|path| path.extension().is_some_and(|known| known == extension))
+    };
+    assert!(has("journal", "cold") && has("base/vol-00007", "hashes"));
+    let (harbor, report) = Harbor::open(&dir, Options::default()).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(harbor.base_points(VolumeId(7)).len(), 3);
+    let points = harbor.points();
+    let told: Vec<_> = points.iter().map(|one| (one.id.0, one.locked)).collect();
+    assert_eq!(told, [(2, true), (3, false), (4, false)]);
+
+    let mut expected = vec![0; 128 * 1024];
+    expected[512..1024].fill(0x11);
+    expected[70_000..70_003].copy_from_slice(b"cdp");
+    expected[600..700].fill(0);
+    expected[65_536..66_048].fill(0x22);
+    expected[66_048..66_560].fill(0);
+    for (point, byte) in points.iter().zip([0, 0x44, 0x55]) {
+        if byte != 0 {
+            let at = 4096 * usize::from(byte % 16);
+            expected[at..at + 4096].fill(byte);
+        }
+        let view = harbor.view(point.id).unwrap();
+        check_volume(&view, VolumeId(7), &expected, "version 3");
+    }
+    let verified = harbor
+        .verify(Scope::default(), &mut |_| ControlFlow::Continue(()))
+        .unwrap();
+    assert_eq!((verified.findings, verified.unchecked), (vec![], vec![]));
 }

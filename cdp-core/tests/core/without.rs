@@ -369,12 +369,12 @@ fn what_points_toml_says_is_done() {
 }
 
 #[test]
-fn version_1_is_restored() {
+fn every_version_is_restored() {
     if !is_ready() {
         return;
     }
-    compare(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1"),
-        |_, _| true,
-    );
+    for version in ["v1", "v3"] {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        compare(&golden.join(version), |_, _| true);
+    }
 }

@@ -89,3 +89,58 @@ fn a_tap_is_watched_before_qemu_waits_for_its_handshake() {
     let mut rest = Vec::new();
     io::Read::read_to_end(&mut &end, &mut rest).unwrap();
 }
+
+/// A QEMU with one mirror, which ends when it is cancelled; it keeps what it was told.
+struct Mirroring {
+    synced: bool,
+    job: AtomicBool,
+    told: Mutex<Vec<String>>,
+}
+
+impl Monitor for Mirroring {
+    fn execute(&self, command: &str, arguments: Value) -> Result<Value, MonitorError> {
+        if command == "query-block-jobs" {
+            let job = json!({"device": "m", "status": "standby", "actively-synced": self.synced});
+            return Ok(match self.job.load(SeqCst) {
+                true => json!([job]),
+                false => json!([]),
+            });
+        }
+        if command == "block-job-cancel" {
+            self.job.store(false, SeqCst);
+        }
+        let force = arguments["force"].as_bool();
+        let told = force.map_or(command.to_owned(), |force| format!("{command} {force}"));
+        self.told.lock().unwrap().push(told);
+        Ok(json!({}))
+    }
+
+    fn send_fd(&self, _: &str, _: BorrowedFd<'_>) -> Result<(), MonitorError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_mirror_that_failed_is_given_up_as_it_stands_and_one_that_stands_is_ended_in_order() {
+    for (synced, expected) in [
+        (false, &["transaction", "block-job-cancel true"][..]),
+        (
+            true,
+            &["transaction", "block-job-resume", "block-job-cancel false"],
+        ),
+    ] {
+        let qemu = Mirroring {
+            synced,
+            job: AtomicBool::new(true),
+            told: Mutex::default(),
+        };
+        let names = [Names {
+            job: "m".into(),
+            ..Names::new("01234567", 0)
+        }];
+        assert_eq!(mirrors_stand(&qemu, &names).unwrap(), synced);
+        end_job(&qemu, "m").unwrap();
+        assert_eq!(*qemu.told.lock().unwrap(), expected);
+        assert!(!mirrors_stand(&qemu, &names).unwrap());
+    }
+}

@@ -47,17 +47,10 @@ fn writes_and_zeroes_are_taken_before_they_are_answered() {
 }
 
 #[test]
-fn what_a_tap_cannot_do_is_refused_and_the_tap_goes_on() {
+fn a_read_is_refused_and_the_tap_goes_on() {
     let (mut raw, tap, kept) = tap();
-    for (command, error) in [
-        (raw::READ, 95),
-        (raw::TRIM, 22),
-        (raw::STATUS, 22),
-        (77, 22),
-    ] {
-        raw.request(command, 0, 1, 0, 512);
-        assert_eq!(raw.simple(1), error);
-    }
+    raw.request(raw::READ, 0, 1, 0, 512);
+    assert_eq!(raw.simple(1), 95);
     for command in [raw::WRITE, raw::ZEROES] {
         raw.request(command, 0, 2, 0, 0);
         assert_eq!(raw.simple(2), 0);
@@ -79,6 +72,9 @@ fn requests_that_qemu_would_never_send_end_the_tap() {
         (raw::ZEROES, 0, u64::MAX, u32::MAX),
         (raw::ZEROES, 0, SIZE, 1),
         (raw::ZEROES, 16, 0, 512), // fast zero was not offered
+        (raw::TRIM, 0, 0, 512),
+        (raw::STATUS, 0, 0, 512),
+        (77, 0, 0, 512),
     ];
     for (command, flags, offset, len) in requests {
         let (mut raw, tap, kept) = tap();

@@ -12,7 +12,7 @@ use virt_cdp_tests::{
     proof::newest_equals, random::Random, run, storage_daemon::StorageDaemon, unique, wait_for,
 };
 
-use crate::restart::longest_ms;
+use crate::{restart::longest_ms, resync::exact_at_the_end};
 
 const SOON: Duration = Duration::from_secs(60);
 /// The bypass deadline and what is allowed on top of it, in ms.
@@ -342,7 +342,7 @@ fn a_tap_lost_while_writes_wait_for_the_disk_does_not_bring_qemu_down() {
         return;
     }
     // So large that QEMU's list of chunks under way is given back to the system when it is freed.
-    let storage = StorageDaemon::start(&[("raw", 16 << 30)]);
+    let mut storage = StorageDaemon::start(&[("raw", 16 << 30)]);
     let control = |command: &str, arguments: Value| {
         let done = storage.control().execute(command, arguments);
         done.expect("the storage daemon does it");
@@ -359,16 +359,23 @@ fn a_tap_lost_while_writes_wait_for_the_disk_does_not_bring_qemu_down() {
     let name = unique("uaf");
     let qmp = storage.qmp().display().to_string();
     daemon.ok(&["protect", &name, "--qmp", &qmp, "--node", "slow"]);
-    for round in ["killed", "stopped", "suspended"].repeat(2) {
+    for (seed, round) in (1..).zip(["killed", "stopped", "suspended"].repeat(2)) {
         daemon.wait_state(&name, "protected", SOON);
+        let jobs = || {
+            let jobs = storage.control().execute("query-block-jobs", json!(null));
+            jobs.expect("the jobs")[0].clone()
+        };
+        assert_eq!(jobs()["status"], "standby", "{}", jobs());
+        assert_eq!(jobs()["actively-synced"], true, "{}", jobs());
         let socket = storage.serve(1);
         control(
             "qom-set",
             json!({"path": "/objects/pace", "property": "limits", "value": {"iops-total": 20}}),
         );
         let writing = thread::spawn(move || {
-            let mut random = Random(1);
-            let mut writer = Writer::connect(&socket, "disk0", 64, 1);
+            // No place twice: what is missed is never put right by a later write.
+            let mut random = Random(seed);
+            let mut writer = Writer::connect(&socket, "disk0", 64, seed << 16);
             let end = Instant::now() + Duration::from_secs(3);
             while Instant::now() < end {
                 writer.write(random.below(4 << 20) << 12, 4096, |id| {
@@ -385,6 +392,10 @@ fn a_tap_lost_while_writes_wait_for_the_disk_does_not_bring_qemu_down() {
         }
         let writes = writing.join().expect("QEMU stays and no write fails");
         eprintln!("{round}: {writes} writes");
+        assert!(writes > 64, "{writes} writes: none waited");
+        if round != "suspended" {
+            assert_eq!(jobs()["actively-synced"], false, "{}", jobs());
+        }
         control(
             "qom-set",
             json!({"path": "/objects/pace", "property": "limits", "value": {"iops-total": 0}}),
@@ -397,4 +408,5 @@ fn a_tap_lost_while_writes_wait_for_the_disk_does_not_bring_qemu_down() {
         }
     }
     daemon.wait_state(&name, "protected", SOON);
+    exact_at_the_end(&daemon, &mut storage, &name);
 }

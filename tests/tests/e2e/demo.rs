@@ -13,6 +13,11 @@ fn a_debian_guest_is_protected_destroyed_and_taken_over() {
     // The demo judges by itself: rows whole, none torn, both disks agreeing, data no older than it should be.
     let ran = Command::new(repository().join("tests/demo"))
         .env("VIRT_CDP_DEMO_DIR", &out)
+        // The point that is taken over lies between base points, of which some were merged.
+        .env(
+            "VIRT_CDP_DEMO_SETTINGS",
+            "[tidy]\ninterval = '1s'\nbase_interval = '2s'\n",
+        )
         .output()
         .expect("the demo runs");
     let said =
@@ -21,6 +26,11 @@ fn a_debian_guest_is_protected_destroyed_and_taken_over() {
     let summary = fs::read_to_string(out.join("summary.txt")).expect("a summary");
     assert!(summary.lines().count() > 3, "{summary}");
     eprintln!("{summary}");
+    let layers = summary
+        .lines()
+        .find_map(|line| line.split_once("Base points")?.1.split_whitespace().next());
+    let layers: Option<u32> = layers.and_then(|count| count.parse().ok());
+    assert!(layers >= Some(5), "{summary}");
     let screenshot = fs::read(out.join("screenshot.png")).expect("a screenshot");
     assert!(screenshot.starts_with(b"\x89PNG") && screenshot.len() > 1000);
     fs::remove_dir_all(&out).expect("it is the test's own");

@@ -195,9 +195,8 @@ fn cancel_a_mirror(guest: &Guest, name: &str) -> (i64, i64) {
     let before = virt_cdp_tests::now_ns();
     // A paused job is not cancelled in order.
     for verb in ["resume", "cancel"] {
-        let command = format!(
-            "{{\"execute\":\"block-job-{verb}\",\"arguments\":{{\"device\":\"{job}\"}}}}"
-        );
+        let command =
+            format!("{{\"execute\":\"block-job-{verb}\",\"arguments\":{{\"device\":\"{job}\"}}}}");
         guest.virsh(&["qemu-monitor-command", name, &command]);
     }
     // It is drained first, which takes its time while the guest writes.

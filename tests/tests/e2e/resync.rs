@@ -1,6 +1,6 @@
 //! A resync reads what is in doubt and no more, and is exact; a bitmap that cannot be trusted is not.
 
-use std::{collections::BTreeSet, fs, thread, time::Duration};
+use std::{collections::BTreeSet, fs, os::unix::fs::FileExt, thread, time::Duration};
 
 use qemu_hook::monitor::Monitor;
 use serde_json::Value;
@@ -12,6 +12,7 @@ use virt_cdp_tests::{
     needs, needs_libvirt,
     proof::{newest_equals, same_content},
     random::Random,
+    run,
     storage_daemon::StorageDaemon,
     unique, wait_for,
 };
@@ -22,7 +23,7 @@ const SOON: Duration = Duration::from_secs(60);
 const GRANULE: u64 = 64 << 10;
 
 /// The images of a storage daemon that is ended for it are what the newest point shows.
-fn exact_at_the_end(daemon: &Daemon, storage: &mut StorageDaemon, name: &str) {
+pub(crate) fn exact_at_the_end(daemon: &Daemon, storage: &mut StorageDaemon, name: &str) {
     storage.quit();
     daemon.wait_state(name, "off", SOON);
     let view = daemon.json(&["view-open", name, "--at", "latest"]);
@@ -108,6 +109,72 @@ fn after_a_kill_only_what_changed_is_read() {
         assert!(read * 10 <= changed * 11, "{volume} for {changed} changed");
         assert!(volume["differing_bytes"].as_u64() > Some(0), "{volume}");
     }
+    exact_at_the_end(&daemon, &mut storage, &name);
+}
+
+#[test]
+fn what_is_damaged_in_the_harbor_is_taken_from_the_disk_again() {
+    if !needs(&["qemu-storage-daemon", "qemu-img", "qemu-io"]) {
+        return;
+    }
+    let mut storage = StorageDaemon::start(&[("raw", 16 << 20)]);
+    let write = |storage: &StorageDaemon, first: u64, len: u64| {
+        let socket = storage.serve(1);
+        let mut writer = Writer::connect(&socket, "disk0", 8, first);
+        for granule in 0..64 {
+            writer.write(granule * GRANULE, len, |id| {
+                vec![id as u8 | 1; len as usize]
+            });
+        }
+        writer.finish();
+        storage.stop_serving();
+    };
+    write(&storage, 1, GRANULE);
+    let mut daemon = Daemon::start();
+    let name = unique("rot");
+    protect_nodes(&daemon, &storage, &name, 1);
+    let old = daemon.json(&["point-create", &name])["id"].to_string();
+    daemon.kill();
+    let harbor = fs::read_dir(daemon.harbors()).expect("harbors").next();
+    let dir = harbor
+        .expect("one")
+        .expect("one")
+        .path()
+        .join("base/vol-00000");
+    let layers = fs::read_dir(dir).expect("layers").flatten();
+    let full = layers.map(|entry| entry.path()).find(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "qcow2")
+    });
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(full.expect("a full"))
+        .expect("a full");
+    // Behind the header and the L1 table is what was read.
+    for cluster in 4..8 {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, cluster * GRANULE + 9999)
+            .expect("read");
+        file.write_all_at(&[byte[0] ^ 4], cluster * GRANULE + 9999)
+            .expect("written");
+    }
+    // Of each cluster some bytes are in doubt.
+    write(&storage, 1000, 512);
+    daemon.start_again();
+    let volumes = resynced(&daemon, &name);
+    assert!(
+        volumes[0]["differing_bytes"].as_u64() > Some(0),
+        "{volumes:?}"
+    );
+    let view = daemon.json(&["view-open", &name, "--at", &old]);
+    let uri = view["volumes"][0]["uri"].as_str().expect("a URI");
+    let read = run("qemu-io", &["-r", "-f", "raw", "-c", "read 0 4M", uri]);
+    assert!(
+        !read.ok || read.out.contains("error") || read.err.contains("error"),
+        "wrong bytes are shown: {read:?}"
+    );
+    daemon.ok(&["view-close", view["id"].as_str().expect("an id")]);
     exact_at_the_end(&daemon, &mut storage, &name);
 }
 

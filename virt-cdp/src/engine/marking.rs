@@ -316,8 +316,7 @@ impl Marking {
         Ok(())
     }
 
-    /// The mirrors were seen to stand, after a rotation long enough to have ended had they failed in it: what it
-    /// took aside is no longer in doubt.
+    /// The mirrors were seen to stand behind a rotation, with nothing missed: what it took aside is no longer in doubt.
     pub(crate) fn confirm(&self) -> ApiResult<()> {
         let mut state = guard(&self.state);
         if state.to_drop {

@@ -14,7 +14,9 @@ use std::{
     },
 };
 
-use cdp_core::{LatestImage, Recorder, SeedWriter, VolumeId, VolumeRecorder};
+use cdp_core::{
+    HarborError, LatestImage, Recorder, SeedWriter, ViewExtent, VolumeId, VolumeRecorder,
+};
 use qemu_hook::{
     bitmap,
     disk_read::{self, Piece},
@@ -212,6 +214,17 @@ impl Reading {
     }
 }
 
+/// Tells whether the harbor still has what was asked for: what is damaged there is had again from the disk.
+fn is_there(known: Result<(), HarborError>) -> ApiResult<bool> {
+    match known {
+        Err(error @ HarborError::Damaged { .. }) => {
+            tracing::warn!(%error, "it is taken from the disk again");
+            Ok(false)
+        }
+        known => known.map(|()| true).map_err(from_harbor),
+    }
+}
+
 /// Compares one live disk with what the harbor has of it.
 struct Compare {
     id: VolumeId,
@@ -235,8 +248,8 @@ impl Compare {
         let mut at = offset;
         for now in data.chunks(CLUSTER) {
             let old = self.old.get_mut(..now.len()).unwrap_or_default();
-            self.image.read_at(old, at).map_err(from_harbor)?;
-            if old != now {
+            let known = self.image.read_at(old, at);
+            if !is_there(known)? || old != now {
                 self.taken += self
                     .recorder
                     .resync_data(at, now)
@@ -249,14 +262,19 @@ impl Compare {
 
     /// Zeros on the disk: only where the harbor has something else.
     fn zero(&mut self, offset: u64, len: u64) -> ApiResult<()> {
+        let extents = match self.image.extents(offset, len) {
+            // All of it is put right: zeros take no room.
+            Err(HarborError::Damaged { .. }) => vec![ViewExtent { len, zero: false }],
+            known => known.map_err(from_harbor)?,
+        };
         let mut at = offset;
-        for extent in self.image.extents(offset, len).map_err(from_harbor)? {
+        for extent in extents {
             let end = at + extent.len;
             while !extent.zero && at < end {
                 let len = (end - at).min(CLUSTER as u64);
                 let old = self.old.get_mut(..len as usize).unwrap_or_default();
-                self.image.read_at(old, at).map_err(from_harbor)?;
-                if old.iter().any(|b| *b != 0) {
+                let known = self.image.read_at(old, at);
+                if !is_there(known)? || old.iter().any(|b| *b != 0) {
                     self.taken += self
                         .recorder
                         .resync_zero(at, len)

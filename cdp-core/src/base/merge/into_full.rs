@@ -213,7 +213,9 @@ impl Merge<'_> {
             if let (Held::Nothing, Some(full)) = (stretch.held, &bare) {
                 hash_held(full, first..end, &mut writer)?;
             }
-            if matches!(stretch.held, Held::Bytes(_) | Held::Packed(_)) {
+            if !new.is_there() && stretch.held != Held::Nothing {
+                hash_held(increment, first..end, &mut writer)?;
+            } else if matches!(stretch.held, Held::Bytes(_) | Held::Packed(_)) {
                 for cluster in first..end {
                     if let Some(hash) = new.take_of(cluster)? {
                         writer.push(cluster, hash).map_err(failed)?;
@@ -259,21 +261,21 @@ impl Merge<'_> {
     }
 }
 
-/// Hashes what a full holds of some clusters.
-fn hash_held(full: &Qcow2Reader, clusters: Range<u64>, writer: &mut HashesWriter) -> Result<()> {
-    let end = (clusters.end * CLUSTER_LEN).min(full.size());
+/// Hashes what a layer that has no hashes holds of some clusters, but for zeros, which a full need not hold.
+fn hash_held(layer: &Qcow2Reader, clusters: Range<u64>, writer: &mut HashesWriter) -> Result<()> {
+    let end = (clusters.end * CLUSTER_LEN).min(layer.size());
     let mut at = clusters.start * CLUSTER_LEN;
     while at < end {
-        let stretch = full.stretch(at, (end - at).min(CLUSTER_LEN))?;
+        let stretch = layer.stretch(at, (end - at).min(CLUSTER_LEN))?;
         let mut bytes = vec![0; stretch.len as usize];
         match stretch.held {
-            Held::Bytes(place) => full.read_file(&mut bytes, place)?,
-            Held::Packed(packed) => bytes = full.unpack(packed)?,
+            Held::Bytes(place) => layer.read_file(&mut bytes, place)?,
+            Held::Packed(packed) => bytes = layer.unpack(packed)?,
             Held::Nothing | Held::Zeros => bytes.clear(),
         }
         if !bytes.is_empty() {
             let pushed = writer.push(at / CLUSTER_LEN, hash_cluster(&bytes));
-            pushed.map_err(|e| HarborError::storage("write", full.path(), e))?;
+            pushed.map_err(|e| HarborError::storage("write", layer.path(), e))?;
         }
         at += stretch.len;
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::remove_files;
 use crate::base::BasePoint;
-use crate::base::hashes::{HashCursor, HashesWriter, hash_cluster, hashes_path};
+use crate::base::hashes::{ClusterHash, HashCursor, HashesWriter, hash_cluster, hashes_path};
 use crate::base::progress::{Control, Teller};
 use crate::bounds::{CLUSTER, COPY_PIECE};
 use crate::error::{HarborError, Result};
@@ -82,6 +82,22 @@ impl Source {
             image: Qcow2Reader::open(storage, &layer.path)?,
             hashes: HashCursor::open(storage, &layer.path)?,
         })
+    }
+}
+
+impl Source {
+    /// Hashes a cluster that it holds.
+    fn hash(&self, cluster: u64) -> Result<ClusterHash> {
+        let start = cluster * CLUSTER_LEN;
+        let len = CLUSTER_LEN.min(self.image.size().saturating_sub(start));
+        let stretch = self.image.stretch(start, len)?;
+        let mut bytes = vec![0; len as usize];
+        match stretch.held {
+            Held::Bytes(place) => self.image.read_file(&mut bytes, place)?,
+            Held::Packed(packed) => bytes = self.image.unpack(packed)?,
+            Held::Nothing | Held::Zeros => {}
+        }
+        Ok(hash_cluster(&bytes))
     }
 }
 
@@ -256,14 +272,19 @@ impl Join {
         }
     }
 
-    /// Takes over the hashes of some clusters as they are: what is damaged is found to be so afterwards, too.
+    /// Takes over the hashes of some clusters as they are: what is damaged is found to be so afterwards, too. A layer that
+    /// has none gets them.
     fn copy_hashes(&mut self, from: From, first: u64, clusters: u64) -> Result<()> {
         for cluster in first..first + clusters {
-            let hashes = match from {
-                From::Upper => &mut self.upper.hashes,
-                From::Lower => &mut self.lower.hashes,
+            let source = match from {
+                From::Upper => &mut self.upper,
+                From::Lower => &mut self.lower,
             };
-            if let Some(hash) = hashes.take_of(cluster)? {
+            let hash = match source.hashes.is_there() {
+                true => source.hashes.take_of(cluster)?,
+                false => Some(source.hash(cluster)?),
+            };
+            if let Some(hash) = hash {
                 self.hashes.push(cluster, hash).map_err(self.failed())?;
             }
         }
