@@ -272,3 +272,55 @@ fn word_of(cluster: u64) -> (usize, u64) {
     let within = cluster % CLUSTERS_PER_GROUP;
     ((within / 64) as usize, 1 << (within % 64))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::hashes::{HashesWriter, hashes_path};
+    use crate::format::HASH_LEN;
+    use crate::point::Seq;
+    use crate::qcow2::layer::{Clusters, LayerWriter};
+    use crate::storage::{OpenMode, SimulatedStorage};
+
+    /// A layer of `clusters` clusters that holds none, with hashes of some.
+    fn proof(clusters: u64, hashed: &[u64]) -> Proof {
+        let storage = SimulatedStorage::new(1);
+        let path = Path::new("/layer.qcow2");
+        let file = storage.open(path, OpenMode::New).unwrap();
+        let size = clusters * CLUSTER_LEN;
+        let layer = LayerWriter::new(file, size, None, Clusters::Plain).unwrap();
+        layer.finish().unwrap();
+        let hashes = hashes_path(path);
+        let shared: Arc<dyn Storage> = Arc::new(storage.clone());
+        let mut writer = HashesWriter::new(shared, hashes.clone(), size, Seq(1)).unwrap();
+        for cluster in hashed {
+            writer.push(*cluster, [*cluster as u8; HASH_LEN]).unwrap();
+        }
+        writer.finish().unwrap();
+        let layer = Qcow2Reader::open(&storage, path).unwrap();
+        Proof::open(&storage, &hashes, &layer, false)
+            .unwrap()
+            .unwrap()
+    }
+
+    #[test]
+    fn the_next_hash_is_found_wherever_it_is() {
+        let all: Vec<u64> = (0..3000).collect();
+        let late: Vec<u64> = (2500..3000).collect();
+        let early: Vec<u64> = (0..301).collect();
+        let ends = [0, 2999];
+        let heap: Vec<u64> = (0..3000).filter(|n| n / 7 % 3 == 0 || *n > 2890).collect();
+        for hashed in [&all[..], &late, &early, &ends, &heap, &[]] {
+            let proof = proof(3000, hashed);
+            for cluster in 0..3001 {
+                let right = hashed.iter().find(|known| **known >= cluster);
+                let right = right.map(|known| (*known, [*known as u8; HASH_LEN]));
+                assert_eq!(
+                    proof.next(cluster).unwrap(),
+                    right,
+                    "{cluster} of {hashed:?}"
+                );
+            }
+        }
+    }
+}
