@@ -102,8 +102,9 @@ fn a_stopped_daemon_holds_the_guest_up_no_longer_than_the_deadline() {
     daemon.ok(&["protect", &name]);
     let old = daemon.json(&["point-create", &name, "--label", "before"]);
 
-    let writing = load(&name, 6);
-    thread::sleep(Duration::from_secs(1));
+    let writing = load(&name, 7);
+    // The mirrors are confirmed behind the point meanwhile.
+    thread::sleep(Duration::from_secs(2));
     must("kill", &["-STOP", &daemon.pid().to_string()]);
     thread::sleep(Duration::from_secs(3));
     must("kill", &["-CONT", &daemon.pid().to_string()]);
