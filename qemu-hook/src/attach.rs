@@ -339,12 +339,12 @@ impl Attachment {
         ended
     }
 
-    /// Hangs up at once, without a word to QEMU: its mirror ends, the guest goes on.
+    /// Hangs up at once, without a word to QEMU: its mirror fails, the guest goes on.
     pub fn hang_up(&self) {
         self.tap.close();
     }
 
-    /// Closes the tap at once, without a word to QEMU: its mirror ends, the guest goes on.
+    /// Closes the tap at once, without a word to QEMU: its mirror fails, the guest goes on.
     pub fn abandon(self) {
         self.tap.close();
         tracing::debug!(node = self.node.name, end = ?self.tap.join(), "tap abandoned");

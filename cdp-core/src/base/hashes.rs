@@ -150,18 +150,6 @@ fn hash_file(file: &dyn StorageFile, len: u64) -> io::Result<[u8; HASH_LEN]> {
     Ok(*hasher.finalize().as_bytes())
 }
 
-/// The hashes beside a layer, read in order.
-#[derive(Debug)]
-pub struct Hashes {
-    file: HashesFile,
-    /// Entries that were read from the file.
-    read: u64,
-    bytes: Vec<u8>,
-    /// Place of the next entry in `bytes`.
-    at: usize,
-    last: Option<u64>,
-}
-
 /// A file of hashes, open for reading.
 #[derive(Debug)]
 pub(crate) struct HashesFile {
@@ -229,6 +217,18 @@ impl HashesFile {
             .map_err(|e| HarborError::storage("read", &self.path, e))?;
         Ok(bytes)
     }
+}
+
+/// The hashes beside a layer, read in order.
+#[derive(Debug)]
+pub struct Hashes {
+    file: HashesFile,
+    /// Entries that were read from the file.
+    read: u64,
+    bytes: Vec<u8>,
+    /// Place of the next entry in `bytes`.
+    at: usize,
+    last: Option<u64>,
 }
 
 impl Hashes {
@@ -306,12 +306,8 @@ impl HashCursor {
     /// Opens the hashes of a layer, which may have none. It refuses those that are damaged: what is made of the layer would
     /// have none, or wrong ones.
     pub(crate) fn open(storage: &dyn Storage, layer: &Path) -> Result<HashCursor> {
-        HashCursor::of(Hashes::open(storage, layer)?)
-    }
-
-    fn of(hashes: Option<Hashes>) -> Result<HashCursor> {
         let mut cursor = HashCursor {
-            hashes,
+            hashes: Hashes::open(storage, layer)?,
             ahead: None,
         };
         cursor.advance()?;

@@ -13,14 +13,15 @@
 use std::path::Path;
 
 use super::BasePoint;
-use super::hashes::hashes_path;
+use super::hashes::{ClusterHash, hash_cluster, hashes_path};
 use super::progress::Control;
+use crate::bounds::CLUSTER;
 use crate::error::{HarborError, Result};
 use crate::harbor::shared::Shared;
 use crate::machine::{VolumeDescription, VolumeId};
 use crate::point::Seq;
 use crate::qcow2::layer::Clusters;
-use crate::qcow2::reader::Qcow2Reader;
+use crate::qcow2::reader::{Held, Qcow2Reader};
 use crate::storage::replace::remove_if_there;
 
 mod into_full;
@@ -167,6 +168,23 @@ fn remove_files(shared: &Shared, layer: &BasePoint) -> Result<()> {
         sync_dir_of(shared, &path)?;
     }
     Ok(())
+}
+
+/// Tells what a layer holds of a cluster, and its hash.
+fn hash_held(layer: &Qcow2Reader, cluster: u64) -> Result<(Held, ClusterHash)> {
+    let start = cluster * CLUSTER as u64;
+    let len = layer.size().saturating_sub(start).min(CLUSTER as u64);
+    let held = layer.stretch(start, len)?.held;
+    let bytes = match held {
+        Held::Bytes(place) => {
+            let mut bytes = vec![0; len as usize];
+            layer.read_file(&mut bytes, place)?;
+            bytes
+        }
+        Held::Packed(packed) => layer.unpack(packed)?,
+        Held::Nothing | Held::Zeros => Vec::new(),
+    };
+    Ok((held, hash_cluster(&bytes)))
 }
 
 fn sync_dir_of(shared: &Shared, path: &Path) -> Result<()> {

@@ -263,7 +263,7 @@ impl Compare {
     /// Zeros on the disk: only where the harbor has something else.
     fn zero(&mut self, offset: u64, len: u64) -> ApiResult<()> {
         let extents = match self.image.extents(offset, len) {
-            // All of it is put right: zeros take no room.
+            // Then each cluster is looked at by itself.
             Err(HarborError::Damaged { .. }) => vec![ViewExtent { len, zero: false }],
             known => known.map_err(from_harbor)?,
         };

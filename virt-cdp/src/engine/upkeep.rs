@@ -222,7 +222,7 @@ impl Upkeep {
         *guard(&self.seen.here)
     }
 
-    /// True once a mirror was found gone.
+    /// True once a mirror was found gone, or to have missed something.
     pub(crate) fn lost(&self) -> bool {
         self.seen.lost.load(Ordering::SeqCst)
     }

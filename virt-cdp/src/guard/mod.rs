@@ -3,7 +3,7 @@
 //! What: it holds another descriptor of every tap's socket. No data goes through it, and it does no disk I/O. The
 //! daemon sends it a beat many times within the bypass deadline ([`qemu_hook::tap::Bypass`] does, which also
 //! closes single taps that are overdue). Beats that stay away (SIGSTOP, a machine without memory), or a
-//! connection that ends (SIGKILL, a crash), have the guard close all taps: QEMU's mirrors end, the guests go on.
+//! connection that ends (SIGKILL, a crash), have the guard close all taps: QEMU's mirrors fail, the guests go on.
 //! A daemon that re-executes itself (an upgrade) parks its taps and says so first: the guard keeps them
 //! open, gives them to the daemon's successor, and closes only those for which a guest has waited too long.
 //!

@@ -12,8 +12,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::sync_dir_of;
-use crate::base::hashes::{HashCursor, HashesWriter, hash_cluster, hashes_path};
+use super::{hash_held, sync_dir_of};
+use crate::base::hashes::{HashCursor, HashesWriter, hashes_path};
 use crate::base::progress::{Control, Teller};
 use crate::base::{BasePoint, layer_seq, marker_path};
 use crate::bounds::{CLUSTER, COPY_PIECE};
@@ -211,10 +211,10 @@ impl Merge<'_> {
                 }
             }
             if let (Held::Nothing, Some(full)) = (stretch.held, &bare) {
-                hash_held(full, first..end, &mut writer)?;
+                write_held(full, first..end, &mut writer)?;
             }
             if !new.is_there() && stretch.held != Held::Nothing {
-                hash_held(increment, first..end, &mut writer)?;
+                write_held(increment, first..end, &mut writer)?;
             } else if matches!(stretch.held, Held::Bytes(_) | Held::Packed(_)) {
                 for cluster in first..end {
                     if let Some(hash) = new.take_of(cluster)? {
@@ -261,23 +261,13 @@ impl Merge<'_> {
     }
 }
 
-/// Hashes what a layer that has no hashes holds of some clusters, but for zeros, which a full need not hold.
-fn hash_held(layer: &Qcow2Reader, clusters: Range<u64>, writer: &mut HashesWriter) -> Result<()> {
-    let end = (clusters.end * CLUSTER_LEN).min(layer.size());
-    let mut at = clusters.start * CLUSTER_LEN;
-    while at < end {
-        let stretch = layer.stretch(at, (end - at).min(CLUSTER_LEN))?;
-        let mut bytes = vec![0; stretch.len as usize];
-        match stretch.held {
-            Held::Bytes(place) => layer.read_file(&mut bytes, place)?,
-            Held::Packed(packed) => bytes = layer.unpack(packed)?,
-            Held::Nothing | Held::Zeros => bytes.clear(),
-        }
-        if !bytes.is_empty() {
-            let pushed = writer.push(at / CLUSTER_LEN, hash_cluster(&bytes));
+/// Writes hashes of what a layer that has none holds of some clusters, but for zeros, which a full need not hold.
+fn write_held(layer: &Qcow2Reader, clusters: Range<u64>, writer: &mut HashesWriter) -> Result<()> {
+    for cluster in clusters {
+        if let (Held::Bytes(_) | Held::Packed(_), hash) = hash_held(layer, cluster)? {
+            let pushed = writer.push(cluster, hash);
             pushed.map_err(|e| HarborError::storage("write", layer.path(), e))?;
         }
-        at += stretch.len;
     }
     Ok(())
 }

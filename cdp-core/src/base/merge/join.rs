@@ -9,9 +9,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::remove_files;
+use super::{hash_held, remove_files};
 use crate::base::BasePoint;
-use crate::base::hashes::{ClusterHash, HashCursor, HashesWriter, hash_cluster, hashes_path};
+use crate::base::hashes::{HashCursor, HashesWriter, hash_cluster, hashes_path};
 use crate::base::progress::{Control, Teller};
 use crate::bounds::{CLUSTER, COPY_PIECE};
 use crate::error::{HarborError, Result};
@@ -82,22 +82,6 @@ impl Source {
             image: Qcow2Reader::open(storage, &layer.path)?,
             hashes: HashCursor::open(storage, &layer.path)?,
         })
-    }
-}
-
-impl Source {
-    /// Hashes a cluster that it holds.
-    fn hash(&self, cluster: u64) -> Result<ClusterHash> {
-        let start = cluster * CLUSTER_LEN;
-        let len = CLUSTER_LEN.min(self.image.size().saturating_sub(start));
-        let stretch = self.image.stretch(start, len)?;
-        let mut bytes = vec![0; len as usize];
-        match stretch.held {
-            Held::Bytes(place) => self.image.read_file(&mut bytes, place)?,
-            Held::Packed(packed) => bytes = self.image.unpack(packed)?,
-            Held::Nothing | Held::Zeros => {}
-        }
-        Ok(hash_cluster(&bytes))
     }
 }
 
@@ -282,7 +266,7 @@ impl Join {
             };
             let hash = match source.hashes.is_there() {
                 true => source.hashes.take_of(cluster)?,
-                false => Some(source.hash(cluster)?),
+                false => Some(hash_held(&source.image, cluster)?.1),
             };
             if let Some(hash) = hash {
                 self.hashes.push(cluster, hash).map_err(self.failed())?;
