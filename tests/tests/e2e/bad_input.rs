@@ -185,8 +185,6 @@ fn a_harbor_that_fills_up_lets_the_guest_go_on_and_comes_back() {
     let uri = format!("nbd+unix:///disk0?socket={}", socket.display());
     must("qemu-io", &["-f", "raw", "-c", "write -P 1 0 4M", &uri]);
     let old = daemon.json(&["point-create", "fills"])["id"].to_string();
-    // What came since the mirrors were last seen to stand is taken back, as for any tap that is lost.
-    std::thread::sleep(Duration::from_millis(2500));
     // More than fits, large and many at once, so that some are under way when the tap is closed: the guest's
     // writes succeed all the same, and none is held up.
     let began = std::time::Instant::now();

@@ -103,8 +103,7 @@ fn a_stopped_daemon_holds_the_guest_up_no_longer_than_the_deadline() {
     let old = daemon.json(&["point-create", &name, "--label", "before"]);
 
     let writing = load(&name, 7);
-    // The mirrors are confirmed behind the point meanwhile.
-    thread::sleep(Duration::from_secs(2));
+    thread::sleep(Duration::from_millis(500));
     must("kill", &["-STOP", &daemon.pid().to_string()]);
     thread::sleep(Duration::from_secs(3));
     must("kill", &["-CONT", &daemon.pid().to_string()]);

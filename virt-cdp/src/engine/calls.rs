@@ -165,6 +165,7 @@ impl api::Engine for EngineHandle {
                 }
             }
         };
+        machine.wait_confirmed(&made.point)?;
         Ok(v1::CreatePointReply {
             point: Some(messages::point(&made.point)),
             note: made.note,

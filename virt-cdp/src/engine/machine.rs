@@ -40,6 +40,9 @@ pub(crate) const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a point that somebody asks for may take to reach stable storage.
 const POINT_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How often it is asked whether a point is confirmed.
+const CONFIRM_POLL: Duration = Duration::from_millis(5);
+
 /// How long a supervisor may take until it begins to put everything down.
 pub(crate) const OBEY_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -197,6 +200,8 @@ pub(crate) enum Command {
     SetMode(Mode, mpsc::Sender<ApiResult<()>>),
     /// Begin a point now; whoever asks waits for it to be on stable storage.
     Point(PointWish, mpsc::Sender<ApiResult<PointUnderWay>>),
+    /// Say whether it is known by now that the mirrors stood behind a point.
+    Confirmed(Point, mpsc::Sender<ApiResult<bool>>),
     /// Say what a quiesced point needs, if points can be made.
     Quiet(mpsc::Sender<ApiResult<Quiet>>),
     /// Put everything down; the thread ends.
@@ -436,6 +441,27 @@ impl Machine {
     pub(crate) fn point(&self, wish: PointWish) -> ApiResult<Point> {
         let begun = self.ask(|answer| Command::Point(wish, answer))?;
         begun.wait(POINT_DEADLINE).map_err(from_harbor)
+    }
+
+    /// Waits until it is known that the mirrors stood behind a point, so that it stays.
+    ///
+    /// # Errors
+    /// They did not, and it was taken back; or QEMU does not tell in time, and it may still be.
+    pub(crate) fn wait_confirmed(&self, point: &Point) -> ApiResult<()> {
+        let give_up = Instant::now() + POINT_DEADLINE;
+        self.wake();
+        while !self.ask(|answer| Command::Confirmed(point.clone(), answer))? {
+            if Instant::now() > give_up {
+                let what = format!(
+                    "point {} is made, but QEMU does not tell whether it had every write until then",
+                    point.id
+                );
+                return Err(ApiError::new(ApiErrorKind::Unavailable, what)
+                    .hint("it stays if 'virt-cdp point-list' shows it in a few seconds"));
+            }
+            std::thread::sleep(CONFIRM_POLL);
+        }
+        Ok(())
     }
 
     /// Begins to put the machine down; [`join`](Self::join) waits for it.

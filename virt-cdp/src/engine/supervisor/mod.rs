@@ -211,6 +211,9 @@ impl Supervisor {
             Command::Point(wish, answer) => {
                 let _ = answer.send(self.make_point(&wish));
             }
+            Command::Confirmed(point, answer) => {
+                let _ = answer.send(self.is_confirmed(&point));
+            }
             Command::Quiet(answer) => {
                 let _ = answer.send(self.quiet());
             }

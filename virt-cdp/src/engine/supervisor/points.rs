@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cdp_core::{Grade, PointUnderWay};
+use cdp_core::{Grade, Point, PointUnderWay};
 
 use super::{Active, RETRY_FIRST, Supervisor, WATCH_INTERVAL, ending::End};
 use crate::{
@@ -130,6 +130,26 @@ impl Supervisor {
             Some(still) => recorder.begin_point_if_still(still.writes, label),
         };
         made.map_err(from_harbor)
+    }
+
+    /// Tells whether it is known that the mirrors stood behind a point: when a look at them says so, or when the capture
+    /// has ended since and the point is there still.
+    pub(super) fn is_confirmed(&mut self, point: &Point) -> ApiResult<bool> {
+        let known = match &self.capture {
+            Some(Active { upkeep, .. }) => {
+                upkeep.confirmed().head >= point.seq && upkeep.here().head >= point.seq
+            }
+            None => self.is_closed(),
+        };
+        if known && self.harbor().point(point.id).is_none() {
+            let what = format!(
+                "point {} was taken back: a mirror was lost in that moment",
+                point.id
+            );
+            return Err(ApiError::new(ApiErrorKind::Unavailable, what)
+                .hint("try again once its state is 'protected'; see 'virt-cdp info'"));
+        }
+        Ok(known)
     }
 
     pub(super) fn quiet(&self) -> ApiResult<Quiet> {
