@@ -100,6 +100,8 @@ pub const PART_RECORDS_AIM_PER_SEGMENT: usize = 32;
 pub const PART_RECORDS_MAX: usize = 32 * 1024;
 /// What a part is counted for at least, so that there are not too many of them.
 pub const PART_COST_MIN: usize = 1024;
+/// Most files that are verified at once.
+pub const VERIFIERS_MAX: usize = 4;
 /// Most memory for the parts of a view, over all its volumes: those of a million records and some.
 pub const VIEW_PARTS_MAX: usize = 40 * 1024 * 1024;
 /// The same of a volume that is read from front to back.

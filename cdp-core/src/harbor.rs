@@ -36,14 +36,17 @@ mod keeping;
 mod layers;
 mod layout;
 mod marks;
+mod mend;
 pub(crate) mod pace;
 mod pins;
 mod scrub;
 pub(crate) mod shared;
+pub(crate) mod suspects;
 mod xml;
 
 pub use crate::journal::cold::compact::Compacted;
 pub use marks::{Marks, VolumeMarks};
+pub use mend::LiveCluster;
 pub use options::{AckRule, Options};
 pub use pins::Pin;
 pub use report::{Cut, RecoveryReport, Usage};
@@ -414,7 +417,7 @@ impl Harbor {
         Ok(View::new(
             (point, pin),
             ids.into_iter().zip(images).collect(),
-            storage,
+            (storage, Arc::clone(&self.shared.suspects)),
         ))
     }
 
@@ -430,7 +433,8 @@ impl Harbor {
             .ok_or(HarborError::NoSuchVolume(volume))?;
         let plan = self.shared.plan(volume.id, volume.size, seq)?;
         let parts = Parts::open(&self.shared, plan, seq)?;
-        Ok(LatestImage::new(seq, parts))
+        let suspects = Arc::clone(&self.shared.suspects);
+        Ok(LatestImage::new(seq, parts, suspects))
     }
 
     /// Answers a question about the points that can be viewed; none if there are none.

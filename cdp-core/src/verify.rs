@@ -1,6 +1,6 @@
 //! Verification: reads everything kept of a harbor again, and says what is not as it was written, and what that costs.
 //!
-//! Files are taken one after the other, those that were not verified for longest first: sealed segments ([`segment`]),
+//! Files are taken by a thread or two, those that were not verified for longest first: sealed segments ([`segment`]),
 //! [`cold`] ones, layers with their hashes ([`layer`]), and the small files ([`small`]). What is found of a file is
 //! a list of [`Finding`]s; the [`cost`] of each is the points at which it shows, and where. What was verified when, and
 //! what is damaged, is kept in the harbor ([`crate::harbor`]), so a verification that is called off is gone on with.
@@ -9,6 +9,7 @@
 //! for each cluster of its file, and a few pieces; of each file at most [`FINDINGS_MAX`] findings.
 
 use std::ops::{ControlFlow, Range};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +38,8 @@ pub use cost::{Area, Cost};
 pub struct Scope {
     /// Only files that were not verified since then; none: all.
     pub not_since: Option<Timestamp>,
+    /// Only files in which a reader has come upon damage since they were verified.
+    pub suspects: bool,
     /// After so many bytes no further file is begun; none: no limit.
     pub bytes: Option<u64>,
 }
@@ -53,7 +56,7 @@ pub struct Verifying {
 }
 
 /// Whoever is told of the progress, and may slow the work down or call it off.
-pub(crate) type Control<'a> = &'a mut dyn FnMut(Verifying) -> ControlFlow<()>;
+pub(crate) type Control<'a> = &'a mut (dyn FnMut(Verifying) -> ControlFlow<()> + Send);
 
 /// What is lost where something is damaged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -299,30 +302,26 @@ impl Lost {
     }
 }
 
-/// Tells of the progress.
-pub(crate) struct Teller<'a> {
+/// Tells of the progress of several threads.
+pub(crate) struct Telling<'a> {
     control: Control<'a>,
     told: Verifying,
 }
 
-impl<'a> Teller<'a> {
-    pub(crate) fn new(control: Control<'a>, total: u64) -> Teller<'a> {
+impl<'a> Telling<'a> {
+    pub(crate) fn new(control: Control<'a>, total: u64) -> Telling<'a> {
         let told = Verifying {
             total,
             ..Verifying::default()
         };
-        Teller { control, told }
+        Telling { control, told }
     }
 
     pub(crate) fn done(&self) -> u64 {
         self.told.done
     }
 
-    /// Tells of bytes that were read.
-    ///
-    /// # Errors
-    /// [`HarborError::Cancelled`] if it is called off.
-    pub(crate) fn read(&mut self, bytes: u64) -> Result<()> {
+    fn read(&mut self, bytes: u64) -> Result<()> {
         self.told.done += bytes;
         // What is read twice, or grows meanwhile, does not make it more than all.
         self.told.total = self.told.total.max(self.told.done);
@@ -331,5 +330,25 @@ impl<'a> Teller<'a> {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(HarborError::Cancelled),
         }
+    }
+}
+
+/// One thread's part in that.
+pub(crate) struct Teller<'a, 'b> {
+    telling: &'a Mutex<Telling<'b>>,
+}
+
+impl<'a, 'b> Teller<'a, 'b> {
+    pub(crate) fn new(telling: &'a Mutex<Telling<'b>>) -> Teller<'a, 'b> {
+        Teller { telling }
+    }
+
+    /// Tells of bytes that were read; waits while another thread does, so that all keep to a rate.
+    ///
+    /// # Errors
+    /// [`HarborError::Cancelled`] if it is called off.
+    pub(crate) fn read(&mut self, bytes: u64) -> Result<()> {
+        let mut telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        telling.read(bytes)
     }
 }

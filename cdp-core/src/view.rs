@@ -5,15 +5,17 @@
 //! and holds open whatever it needs. [`parts`] says how. Its point is not deleted meanwhile.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{HarborError, Result};
 use crate::harbor::Pin;
+use crate::harbor::suspects::Suspects;
 use crate::machine::VolumeId;
 use crate::point::{Point, Seq};
 use crate::storage::Storage;
+use crate::verify::Lost;
 
 pub(crate) mod image;
 pub(crate) mod parts;
@@ -42,19 +44,21 @@ pub struct View {
     _pin: Pin,
     images: BTreeMap<VolumeId, Parts>,
     storage: Arc<dyn Storage>,
+    suspects: Arc<Suspects>,
 }
 
 impl View {
     pub(crate) fn new(
         (point, pin): (Point, Pin),
         images: BTreeMap<VolumeId, Parts>,
-        storage: Arc<dyn Storage>,
+        (storage, suspects): (Arc<dyn Storage>, Arc<Suspects>),
     ) -> View {
         View {
             point,
             _pin: pin,
             images,
             storage,
+            suspects,
         }
     }
 
@@ -87,7 +91,7 @@ impl View {
     /// # Errors
     /// No such volume; not within it; the storage failed; what is kept is damaged.
     pub fn read_at(&self, volume: VolumeId, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.image(volume)?.read_at(buf, offset)
+        self.suspects.note(self.image(volume)?.read_at(buf, offset))
     }
 
     /// Returns what `len` bytes at byte `offset` consist of, in order, neighbours differing.
@@ -109,7 +113,8 @@ impl View {
         len: u64,
         most: usize,
     ) -> Result<Vec<ViewExtent>> {
-        self.image(volume)?.extents(offset, len, most)
+        self.suspects
+            .note(self.image(volume)?.extents(offset, len, most))
     }
 
     /// Writes a volume to a standalone qcow2 image at `path`, which must not exist; durable and
@@ -124,7 +129,9 @@ impl View {
         path: &Path,
         progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<()> {
-        export::export(&*self.storage, self.image(volume)?, path, progress)
+        let image = self.image(volume)?;
+        self.suspects
+            .note(export::export(&*self.storage, image, path, progress))
     }
 }
 
@@ -134,11 +141,16 @@ impl View {
 pub struct LatestImage {
     seq: Seq,
     parts: Parts,
+    suspects: Arc<Suspects>,
 }
 
 impl LatestImage {
-    pub(crate) fn new(seq: Seq, parts: Parts) -> LatestImage {
-        LatestImage { seq, parts }
+    pub(crate) fn new(seq: Seq, parts: Parts, suspects: Arc<Suspects>) -> LatestImage {
+        LatestImage {
+            seq,
+            parts,
+            suspects,
+        }
     }
 
     /// Returns the last record it contains.
@@ -156,7 +168,7 @@ impl LatestImage {
     /// # Errors
     /// As [`View::read_at`].
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.parts.read_at(buf, offset)
+        self.suspects.note(self.parts.read_at(buf, offset))
     }
 
     /// Returns what a range consists of, like [`View::extents`].
@@ -164,7 +176,16 @@ impl LatestImage {
     /// # Errors
     /// As [`View::read_at`].
     pub fn extents(&self, offset: u64, len: u64) -> Result<Vec<ViewExtent>> {
-        self.parts.extents(offset, len, usize::MAX)
+        self.suspects
+            .note(self.parts.extents(offset, len, usize::MAX))
+    }
+
+    /// Returns what a range is shown from, as what would be lost if that were damaged: records, and layers.
+    ///
+    /// # Errors
+    /// As [`View::read_at`].
+    pub(crate) fn shown_from(&self, range: Range<u64>) -> Result<Vec<Lost>> {
+        self.suspects.note(self.parts.shown_from(range))
     }
 
     /// Lets go of the memory that the last reads needed.

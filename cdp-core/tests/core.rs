@@ -43,6 +43,8 @@ mod layers_power;
 mod layers_sizes;
 #[path = "core/marks.rs"]
 mod marks;
+#[path = "core/mend.rs"]
+mod mend;
 #[path = "core/pace.rs"]
 mod pace;
 #[path = "core/power.rs"]

@@ -1,4 +1,4 @@
-//! Reading a live disk over NBD: all of it, or what a bitmap marks; of that only what may hold data.
+//! Reading a live disk over NBD: all of it, some areas, or what a bitmap marks; of that only what may hold data.
 //!
 //! In windows of [`WINDOW`]: the window is announced, what the bitmap marks is asked for (or all is taken), then the
 //! block status of that; zeros are handed over as lengths, the rest is read with several requests in flight. Every byte
@@ -39,9 +39,7 @@ pub enum ReadError<E> {
 
 /// Reads the export `name` behind `stream` from its first byte to its last.
 ///
-/// `progress` gets the bytes newly done, about every window of allocation and every read, and ends the
-/// reading by answering false. `announce` gets each window before anything of it is read; `take` gets an offset and a
-/// [`Piece`], in any order within a window.
+/// As [`read_areas`] of all there is.
 ///
 /// # Errors
 /// [`ReadError`].
@@ -49,18 +47,41 @@ pub fn read_disk<E>(
     stream: UnixStream,
     name: &str,
     progress: impl Fn(u64) -> bool,
-    announce: impl Fn(Range<u64>),
+    announce: impl Fn(Range<u64>) -> Result<(), E>,
+    take: impl FnMut(u64, Piece<'_>) -> Result<(), E>,
+) -> Result<(), ReadError<E>> {
+    let everything = 0..u64::MAX;
+    read_areas(stream, name, &[everything], progress, announce, take)
+}
+
+/// Reads `areas` of the export `name` behind `stream`, which are in order, as far as they lie within it.
+///
+/// `progress` gets the bytes newly done, about every window of allocation and every read, and ends the
+/// reading by answering false. `announce` gets each window before anything of it is read; `take` gets an offset and a
+/// [`Piece`], in any order within a window.
+///
+/// # Errors
+/// [`ReadError`].
+pub fn read_areas<E>(
+    stream: UnixStream,
+    name: &str,
+    areas: &[Range<u64>],
+    progress: impl Fn(u64) -> bool,
+    announce: impl Fn(Range<u64>) -> Result<(), E>,
     mut take: impl FnMut(u64, Piece<'_>) -> Result<(), E>,
 ) -> Result<(), ReadError<E>> {
     let mut client = NbdClient::connect(stream, name)?;
     let size = client.size();
-    let mut at = 0;
-    while at < size {
-        let end = (at + WINDOW).min(size);
-        let whole = at..end;
-        announce(whole.clone());
-        read_parts(&mut client, &[whole], &progress, &mut take)?;
-        at = end;
+    let mut start = 0;
+    while start < size {
+        let end = (start + WINDOW).min(size);
+        let common = |area: &Range<u64>| area.start.max(start)..area.end.min(end);
+        let parts: Vec<_> = areas.iter().map(common).filter(|p| !p.is_empty()).collect();
+        if !parts.is_empty() {
+            announce(start..end).map_err(ReadError::Taker)?;
+            read_parts(&mut client, &parts, &progress, &mut take)?;
+        }
+        start = end;
     }
     client.disconnect();
     Ok(())
@@ -77,7 +98,7 @@ pub fn read_marked<E>(
     name: &str,
     bitmap: &str,
     progress: impl Fn(u64) -> bool,
-    announce: impl Fn(Range<u64>),
+    announce: impl Fn(Range<u64>) -> Result<(), E>,
     mut take: impl FnMut(u64, Piece<'_>) -> Result<(), E>,
 ) -> Result<(), ReadError<E>> {
     let context = format!("qemu:dirty-bitmap:{bitmap}");
@@ -88,7 +109,7 @@ pub fn read_marked<E>(
     let mut start = 0;
     while start < size {
         let end = (start + WINDOW).min(size);
-        announce(start..end);
+        announce(start..end).map_err(ReadError::Taker)?;
         let mut at = start;
         let mut marked = Vec::new();
         for extent in client.context_extents(&context, start, end - start)? {

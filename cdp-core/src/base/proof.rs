@@ -170,6 +170,13 @@ impl Proof {
         Ok(())
     }
 
+    /// Tells whether there is a hash of a cluster, and it is that of a content. That the hashes are sound need not be
+    /// known: damage makes no content right.
+    pub(crate) fn vouches(&self, cluster: u64, content: &[u8]) -> Result<bool> {
+        let hash = hash_cluster(self.within(cluster, content));
+        Ok(self.next(cluster)? == Some((cluster, hash)))
+    }
+
     /// Returns what of a cluster's content is within the volume.
     fn within<'a>(&self, cluster: u64, content: &'a [u8]) -> &'a [u8] {
         let left = self.size.saturating_sub(cluster * CLUSTER_LEN);

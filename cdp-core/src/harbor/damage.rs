@@ -21,7 +21,7 @@ use super::{Harbor, checked};
 use crate::bounds::DAMAGE_MAX;
 use crate::error::{HarborError, Result};
 use crate::machine::VolumeId;
-use crate::point::{Point, PointId};
+use crate::point::{Point, PointId, Seq};
 use crate::storage::Storage;
 use crate::storage::replace::{read_all, replace};
 use crate::verify::cost::Costing;
@@ -72,6 +72,13 @@ impl Damage {
         }
     }
 
+    /// Forgets what was once different from the live disk, when no point shows it any more.
+    fn forget_gone(&mut self, points: &[(PointId, Seq)]) {
+        let is_shown = |one: &Finding| points.iter().any(|(id, _)| one.costs_point(*id));
+        self.findings
+            .retain(|one| !is_of_live(one) || is_shown(one));
+    }
+
     fn costs_anything(&self) -> bool {
         self.findings.iter().any(|one| one.lost != Lost::Nothing)
     }
@@ -86,7 +93,7 @@ impl Damage {
     ) {
         self.findings.retain(|one| {
             let file = owner(&one.file);
-            let is_there = all.is_none_or(|all| all.contains(&file));
+            let is_there = is_of_live(one) || all.is_none_or(|all| all.contains(&file));
             is_there && !verified.contains_key(&file)
         });
         self.findings.extend(found);
@@ -95,8 +102,17 @@ impl Damage {
     }
 }
 
+/// Returns the name under which it is known what the live disk of a volume has otherwise; no file has it.
+pub(super) fn live_name(volume: VolumeId) -> String {
+    format!("live/vol-{:05}", volume.0)
+}
+
+fn is_of_live(finding: &Finding) -> bool {
+    finding.file.starts_with("live/")
+}
+
 /// Returns the file with which one is verified.
-fn owner(file: &str) -> String {
+pub(crate) fn owner(file: &str) -> String {
     match file.strip_suffix(".hashes") {
         Some(stem) => format!("{stem}.qcow2"),
         None => file.to_string(),
@@ -113,7 +129,7 @@ impl Harbor {
     pub fn verify(
         &self,
         scope: Scope,
-        control: &mut dyn FnMut(Verifying) -> std::ops::ControlFlow<()>,
+        control: &mut (dyn FnMut(Verifying) -> std::ops::ControlFlow<()> + Send),
     ) -> Result<VerifyReport> {
         let control: Control<'_> = control;
         verify(&self.shared, scope, control)
@@ -153,6 +169,7 @@ impl Shared {
         let storage = &*self.options.storage;
         let mut damage = self.damage().clone();
         damage.take(&verified, Vec::new(), all.as_deref());
+        damage.forget_gone(&self.kept_points());
         // Points that one of them was not asked about are looked at later.
         damage.judged = match damage.costs_anything() {
             true => damage.judged.min(judged),
@@ -171,6 +188,29 @@ impl Shared {
         scrub::write(storage, &self.dir, &scrub)?;
         *self.scrub() = scrub;
         Ok(())
+    }
+
+    /// Takes down that what is kept is not what the live disk has, with what that costs.
+    pub(super) fn take_differences(&self, mut found: Vec<Finding>) -> Result<Vec<Finding>> {
+        let _turn = self.turn_to_write();
+        let _judging = self.judging();
+        let mut damage = self.damage().clone();
+        let mut points = self.kept_points();
+        let last = points.last().map(|(id, _)| *id).unwrap_or_default();
+        if !damage.costs_anything() {
+            damage.judged = last;
+        }
+        // Those behind are looked at with everything else that is known.
+        points.retain(|(id, _)| *id <= damage.judged);
+        let costing = Costing::new(self, points);
+        for finding in &mut found {
+            finding.costs = costing.of(&finding.lost)?;
+        }
+        damage.take(&BTreeMap::new(), found.clone(), None);
+        write(&*self.options.storage, &self.dir, &damage)?;
+        *self.damage() = damage.clone();
+        damage.mark(&mut self.catalog().points);
+        Ok(found)
     }
 
     /// Finds out what is damaged of points that were made since the last verification.

@@ -101,15 +101,25 @@ impl Harbor {
     /// Returns when the file was verified that was not verified for longest, of those that ever were and are still kept;
     /// none before anything was verified.
     pub fn verified_since(&self) -> Option<Timestamp> {
-        let there: Vec<String> = {
-            let segments = self.shared.catalog().segments.clone();
-            let bases = self.shared.bases().clone();
-            let segments = segments.iter().map(|one| self.shared.name_of(&one.path));
-            let bases = bases.iter().map(|one| self.shared.name_of(&one.path));
-            segments.chain(bases).collect()
-        };
+        let there = self.segments_and_layers();
         let scrub = self.shared.scrub();
         let known = there.iter().filter_map(|name| scrub.files.get(name));
         known.map(|(_, at)| *at).min()
+    }
+
+    /// Returns how many segments and layers were ever verified, and how many there are.
+    pub fn verified_files(&self) -> (u64, u64) {
+        let there = self.segments_and_layers();
+        let scrub = self.shared.scrub();
+        let known = there.iter().filter(|name| scrub.files.contains_key(*name));
+        (known.count() as u64, there.len() as u64)
+    }
+
+    fn segments_and_layers(&self) -> Vec<String> {
+        let segments = self.shared.catalog().segments.clone();
+        let bases = self.shared.bases().clone();
+        let segments = segments.iter().map(|one| self.shared.name_of(&one.path));
+        let bases = bases.iter().map(|one| self.shared.name_of(&one.path));
+        segments.chain(bases).collect()
     }
 }

@@ -18,6 +18,7 @@ use super::pace::Pace;
 use super::pins::Pins;
 use super::report::{RecoveryReport, Usage};
 use super::scrub::Scrub;
+use super::suspects::Suspects;
 use super::xml;
 use crate::base::{self, BasePoint, Found};
 use crate::error::{HarborError, Result};
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
     damage: Mutex<Damage>,
     /// What was verified when.
     scrub: Mutex<Scrub>,
+    /// In what a reader came upon damage.
+    pub(crate) suspects: Arc<Suspects>,
     /// Held while it is found out what damage costs.
     judging: Mutex<()>,
     bases: Mutex<Vec<BasePoint>>,
@@ -111,6 +114,7 @@ impl Shared {
             pins: Arc::default(),
             damage: Mutex::new(damage),
             scrub: Mutex::new(scrub),
+            suspects: Arc::default(),
             judging: Mutex::default(),
             bases: Mutex::new(bases),
             lookups: Arc::default(),

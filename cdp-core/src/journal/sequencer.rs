@@ -378,6 +378,19 @@ impl Sequencer {
         };
     }
 
+    /// Returns the parts of a range that the stream did not write since its window was announced.
+    pub(crate) fn untouched(
+        &self,
+        volume: VolumeId,
+        range: Range<u64>,
+    ) -> Result<Vec<Range<u64>>, Refused> {
+        let line = self.lock();
+        let window = line.windows.get(&volume);
+        window
+            .and_then(|window| window.untouched(range))
+            .ok_or(Refused::NotAnnounced)
+    }
+
     /// Has the writer put `seq` on stable storage soon, without waiting for it.
     pub(crate) fn want_durable(&self, seq: Seq) {
         let mut line = self.lock();

@@ -138,6 +138,17 @@ impl Chain {
         })
     }
 
+    /// Returns the name of the layer that shows at byte `offset`, for at most `max` bytes, and for how many it does.
+    /// Where none holds anything, it is the lowest, of which that is known.
+    pub(crate) fn holder(&self, offset: u64, max: u64) -> Result<(u64, String)> {
+        let (stretch, layer) = self.find(0, offset, max)?;
+        let layer = layer.map(|(_, layer)| layer).or(self.layers.last());
+        Ok((
+            stretch.len,
+            layer.map(Qcow2Reader::name).unwrap_or_default(),
+        ))
+    }
+
     /// Fills `buf` from byte `offset`. Behind the end are zeros.
     ///
     /// # Errors

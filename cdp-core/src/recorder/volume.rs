@@ -116,6 +116,15 @@ impl VolumeRecorder {
             .remember(self.volume, Some(Window::new(range)));
     }
 
+    /// Returns the parts of a range that the stream did not write since they were announced
+    /// ([`announce`](Self::announce)), in order, neighbours apart.
+    ///
+    /// # Errors
+    /// Not within what was announced.
+    pub fn untouched(&self, range: Range<u64>) -> Result<Vec<Range<u64>>, Refused> {
+        self.recording.sequencer.untouched(self.volume, range)
+    }
+
     /// Takes bytes read from the live disk, except where the stream wrote since they were announced
     /// ([`announce`](Self::announce)); returns how many bytes were taken.
     ///

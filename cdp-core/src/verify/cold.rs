@@ -21,7 +21,7 @@ pub(super) fn check(
     known: &ColdFooter,
     (machine_id, previous): (&str, Option<[u8; 32]>),
     found: &mut Found,
-    teller: &mut Teller<'_>,
+    teller: &mut Teller<'_, '_>,
 ) -> Result<()> {
     let failed = |e: io::Error| HarborError::storage("read", path, e);
     let all = Lost::Records {
@@ -105,7 +105,7 @@ fn blocks(
     entries: &[[u8; COLD_ENTRY_LEN]],
     sums: &mut Sums,
     found: &mut Found,
-    teller: &mut Teller<'_>,
+    teller: &mut Teller<'_, '_>,
 ) -> Result<()> {
     stream.pass(COLD_END_LEN as u64, teller)?;
     for (number, entry) in entries.iter().enumerate() {

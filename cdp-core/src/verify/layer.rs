@@ -36,7 +36,7 @@ pub(super) fn check(
     layer: &BasePoint,
     below: Option<&[String]>,
     both: &mut Both<'_>,
-    teller: &mut Teller<'_>,
+    teller: &mut Teller<'_, '_>,
 ) -> Result<()> {
     let structure = crate::qcow2::check::check(storage, &layer.path, &mut |n| teller.read(n))?;
     let all = Lost::Layer {
@@ -106,7 +106,7 @@ fn open_hashes(
     size: u64,
     both: &mut Both<'_>,
     all: &Lost,
-    teller: &mut Teller<'_>,
+    teller: &mut Teller<'_, '_>,
 ) -> Result<Option<Hashes>> {
     let path = hashes_path(&layer.path);
     let len = storage
@@ -225,7 +225,11 @@ impl Content<'_, '_> {
         Ok(())
     }
 
-    fn take(&mut self, pieces: &Receiver<Result<Piece>>, teller: &mut Teller<'_>) -> Result<()> {
+    fn take(
+        &mut self,
+        pieces: &Receiver<Result<Piece>>,
+        teller: &mut Teller<'_, '_>,
+    ) -> Result<()> {
         while let Ok(piece) = pieces.recv() {
             match piece? {
                 Piece::Zeros(clusters) => {

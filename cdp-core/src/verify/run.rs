@@ -1,23 +1,25 @@
 //! Goes over the files of a harbor, and takes down what is found.
 //!
 //! A file that takes another one's place while it is read is left for the next time: what was found of it may be about
-//! neither. Layers are looked at once more with nobody merging, before anything bad is said of them.
+//! neither. Several threads take one file after the other. Layers are looked at once more with nobody merging, before anything bad is said of them.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use super::cost::Costing;
 use super::layer::Both;
 use super::{
-    Control, Finding, Found, Lost, Scope, Teller, Unchecked, VerifyReport, cold, layer, segment,
-    small,
+    Control, Finding, Found, Lost, Scope, Teller, Telling, Unchecked, VerifyReport, cold, layer,
+    segment, small,
 };
 use crate::base::BasePoint;
 use crate::base::hashes::hashes_path;
+use crate::bounds::VERIFIERS_MAX;
 use crate::error::{HarborError, Result};
+use crate::harbor::damage::owner;
 use crate::harbor::shared::Shared;
 use crate::journal::segment::Segment;
 use crate::point::Seq;
@@ -49,39 +51,42 @@ enum Outcome {
 
 /// Verifies what `scope` says.
 pub(crate) fn verify(shared: &Shared, scope: Scope, control: Control<'_>) -> Result<VerifyReport> {
+    let suspects = shared.suspects.all();
     let listed = list(shared)?;
     let all: Vec<String> = listed.iter().map(|one| one.name.clone()).collect();
-    let (due, is_everything) = due(shared, listed, scope);
-    let mut teller = Teller::new(control, due.iter().map(|one| one.len).sum());
-    let mut report = VerifyReport::default();
-    let mut verified = BTreeMap::new();
-    let mut ended = Ok(());
-    for one in due {
-        if scope.bytes.is_some_and(|most| teller.done() >= most) {
-            report.left += 1;
-            continue;
-        }
-        if ended.is_err() {
-            break;
-        }
-        match check(shared, &one, &mut teller) {
-            Ok(Outcome::Checked(findings, unchecked)) => {
-                report.files += 1;
-                verified.insert(one.name.clone(), one.len);
-                report.findings.extend(findings);
-                if unchecked > 0 {
-                    let (file, clusters) = (one.name, unchecked);
-                    report.unchecked.push(Unchecked { file, clusters });
-                }
-            }
-            Ok(Outcome::Gone) => report.left += 1,
-            Err(error) => ended = Err(error),
-        }
-    }
-    report.bytes = teller.done();
-    let holes = holes(shared);
+    let (due, is_everything) = due(shared, listed, scope, &suspects);
+    let telling = Mutex::new(Telling::new(control, due.iter().map(|one| one.len).sum()));
+    let work = Work {
+        shared,
+        scope,
+        telling,
+        due: Mutex::new(due.into()),
+        done: Mutex::new(Done {
+            ended: Ok(()),
+            ..Done::default()
+        }),
+    };
+    let workers = match scope.bytes {
+        None => thread::available_parallelism().map_or(1, |cores| cores.get().min(VERIFIERS_MAX)),
+        // Not in a hurry.
+        Some(_) => 1,
+    };
+    thread::scope(|scope| {
+        (1..workers).for_each(|_| drop(scope.spawn(|| work.run())));
+        work.run();
+    });
+    let bytes = lock(&work.telling).done();
+    let Done {
+        mut report,
+        mut verified,
+        ended,
+    } = std::mem::take(&mut *lock(&work.done));
+    report.bytes = bytes;
+    report.findings.extend(holes(shared));
+    report
+        .findings
+        .sort_by(|a, b| (&a.file, a.from).cmp(&(&b.file, b.from)));
     verified.insert(HOLES.to_string(), 0);
-    report.findings.extend(holes);
     let points = shared.kept_points();
     let judged = points.last().map(|(id, _)| *id).unwrap_or_default();
     let costing = Costing::new(shared, points);
@@ -89,20 +94,105 @@ pub(crate) fn verify(shared: &Shared, scope: Scope, control: Control<'_>) -> Res
         finding.costs = costing.of(&finding.lost)?;
     }
     let whole = is_everything && report.left == 0 && ended.is_ok();
+    let read: BTreeSet<String> = verified.keys().cloned().collect();
     shared.take_verified(
         verified,
         report.findings.clone(),
-        whole.then_some(all),
+        whole.then_some(all.clone()),
         judged,
     )?;
+    // What is not there any more cannot be looked at.
+    shared.suspects.forget(|path| {
+        let name = owner(&shared.name_of(path));
+        read.contains(&name) || (suspects.contains(path) && !all.contains(&name))
+    });
     ended.map(|()| report)
+}
+
+/// What several threads work on.
+struct Work<'a, 'b> {
+    shared: &'a Shared,
+    scope: Scope,
+    telling: Mutex<Telling<'b>>,
+    due: Mutex<VecDeque<Listed>>,
+    done: Mutex<Done>,
+}
+
+/// What came of the files so far.
+struct Done {
+    report: VerifyReport,
+    verified: BTreeMap<String, u64>,
+    ended: Result<()>,
+}
+
+impl Default for Done {
+    fn default() -> Done {
+        Done {
+            report: VerifyReport::default(),
+            verified: BTreeMap::new(),
+            ended: Ok(()),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Work<'_, '_> {
+    /// Takes file after file, until there is none, or it has ended.
+    fn run(&self) {
+        loop {
+            let Some(one) = lock(&self.due).pop_front() else {
+                return;
+            };
+            if lock(&self.done).ended.is_err() {
+                return;
+            }
+            let read = lock(&self.telling).done();
+            if self.scope.bytes.is_some_and(|most| read >= most) {
+                lock(&self.done).report.left += 1;
+                continue;
+            }
+            let outcome = check(self.shared, &one, &mut Teller::new(&self.telling));
+            lock(&self.done).take(one, outcome);
+        }
+    }
+}
+
+impl Done {
+    fn take(&mut self, one: Listed, outcome: Result<Outcome>) {
+        match outcome {
+            Ok(Outcome::Checked(findings, unchecked)) => {
+                self.report.files += 1;
+                self.verified.insert(one.name.clone(), one.len);
+                self.report.findings.extend(findings);
+                if unchecked > 0 {
+                    let (file, clusters) = (one.name, unchecked);
+                    self.report.unchecked.push(Unchecked { file, clusters });
+                }
+            }
+            Ok(Outcome::Gone) => self.report.left += 1,
+            Err(error) if self.ended.is_ok() => self.ended = Err(error),
+            Err(_) => {}
+        }
+    }
 }
 
 /// The name under which missing records are known.
 pub(crate) const HOLES: &str = "journal";
 
 /// Returns the files that are due, those that were not verified for longest first; and whether that is all of them.
-fn due(shared: &Shared, listed: Vec<Listed>, scope: Scope) -> (Vec<Listed>, bool) {
+fn due(
+    shared: &Shared,
+    listed: Vec<Listed>,
+    scope: Scope,
+    suspects: &BTreeSet<PathBuf>,
+) -> (Vec<Listed>, bool) {
+    let suspected: BTreeSet<String> = suspects
+        .iter()
+        .map(|path| owner(&shared.name_of(path)))
+        .collect();
     let scrub = shared.scrub();
     let count = listed.len();
     // What a verification itself writes is new each time: it is read where everything is.
@@ -111,6 +201,7 @@ fn due(shared: &Shared, listed: Vec<Listed>, scope: Scope) -> (Vec<Listed>, bool
         .into_iter()
         .map(|one| (scrub.verified(&one.name, one.len), one));
     let mut due: Vec<_> = with_time
+        .filter(|(_, one)| !scope.suspects || suspected.contains(&one.name))
         .filter(|(_, one)| scope.not_since.is_none() || !is_own(one))
         .filter(|(at, _)| {
             scope
@@ -168,7 +259,7 @@ fn sealed(shared: &Shared) -> Vec<Arc<Segment>> {
     segments
 }
 
-fn check(shared: &Shared, one: &Listed, teller: &mut Teller<'_>) -> Result<Outcome> {
+fn check(shared: &Shared, one: &Listed, teller: &mut Teller<'_, '_>) -> Result<Outcome> {
     match &one.item {
         Item::Small(name) => {
             let mut found = Found::default();
@@ -185,7 +276,7 @@ fn check_segment(
     shared: &Shared,
     segment: &Arc<Segment>,
     name: &str,
-    teller: &mut Teller<'_>,
+    teller: &mut Teller<'_, '_>,
 ) -> Result<Outcome> {
     let is_there = || {
         let catalog = shared.catalog();
@@ -247,7 +338,7 @@ fn previous_hash(shared: &Shared, segment: &Segment) -> Option<[u8; 32]> {
     before.chain_hash()
 }
 
-fn check_layer(shared: &Shared, base: &BasePoint, teller: &mut Teller<'_>) -> Result<Outcome> {
+fn check_layer(shared: &Shared, base: &BasePoint, teller: &mut Teller<'_, '_>) -> Result<Outcome> {
     if let Some(outcome) = look_at_layer(shared, base, teller)?
         && matches!(&outcome, Outcome::Checked(findings, _) if findings.is_empty())
     {
@@ -271,7 +362,7 @@ fn check_layer(shared: &Shared, base: &BasePoint, teller: &mut Teller<'_>) -> Re
 fn look_at_layer(
     shared: &Shared,
     base: &BasePoint,
-    teller: &mut Teller<'_>,
+    teller: &mut Teller<'_, '_>,
 ) -> Result<Option<Outcome>> {
     let is_there = || shared.bases().contains(base);
     if !is_there() {

@@ -38,7 +38,7 @@ pub(super) fn check(
     file: &dyn StorageFile,
     expected: &Expected,
     found: &mut Found,
-    teller: &mut Teller<'_>,
+    teller: &mut Teller<'_, '_>,
 ) -> Result<()> {
     let failed = |e: io::Error| HarborError::storage("read", path, e);
     let len = file.length().map_err(failed)?;
@@ -211,7 +211,7 @@ impl<'a> Check<'a> {
         &mut self,
         stream: &mut Stream<'_>,
         found: &mut Found,
-        teller: &mut Teller<'_>,
+        teller: &mut Teller<'_, '_>,
     ) -> Result<()> {
         let mut next = self.expected.first;
         let mut broken_from = None;
@@ -261,7 +261,7 @@ impl<'a> Check<'a> {
         &self,
         stream: &mut Stream<'_>,
         at: u64,
-        teller: &mut Teller<'_>,
+        teller: &mut Teller<'_, '_>,
     ) -> Result<Result<(FrameHeader, Vec<Record>), String>> {
         let bytes = stream.look(table_len(FRAME_RECORDS_MAX), teller)?;
         let header = match FrameHeader::decode(bytes) {
@@ -282,7 +282,7 @@ impl<'a> Check<'a> {
     }
 
     /// Takes the rest of a block of a frame that is broken: payloads the index knows of are checked nevertheless.
-    fn pass_broken(&mut self, stream: &mut Stream<'_>, teller: &mut Teller<'_>) -> Result<()> {
+    fn pass_broken(&mut self, stream: &mut Stream<'_>, teller: &mut Teller<'_, '_>) -> Result<()> {
         let mut left = (BLOCK as u64).min(self.end - stream.at());
         while left > 0 {
             // What no payload has may be part of a table: it is not known how long that is.
@@ -301,7 +301,12 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    fn feed(&mut self, stream: &mut Stream<'_>, len: u64, teller: &mut Teller<'_>) -> Result<()> {
+    fn feed(
+        &mut self,
+        stream: &mut Stream<'_>,
+        len: u64,
+        teller: &mut Teller<'_, '_>,
+    ) -> Result<()> {
         let mut left = len;
         while left > 0 {
             let bytes = stream.take(left, teller)?;

@@ -56,7 +56,7 @@ impl<'scope> Stream<'scope> {
     }
 
     /// Returns the next bytes without taking them: so many, or all that are left.
-    pub(super) fn look(&mut self, len: usize, teller: &mut Teller<'_>) -> Result<&[u8]> {
+    pub(super) fn look(&mut self, len: usize, teller: &mut Teller<'_, '_>) -> Result<&[u8]> {
         while self.window.len() - self.taken < len && self.read_to() < self.end {
             self.more(teller)?;
         }
@@ -65,7 +65,7 @@ impl<'scope> Stream<'scope> {
     }
 
     /// Takes at most `most` bytes that were read already, at least one if there is one left.
-    pub(super) fn take(&mut self, most: u64, teller: &mut Teller<'_>) -> Result<&[u8]> {
+    pub(super) fn take(&mut self, most: u64, teller: &mut Teller<'_, '_>) -> Result<&[u8]> {
         if self.taken == self.window.len() && self.read_to() < self.end && most > 0 {
             self.more(teller)?;
         }
@@ -76,7 +76,7 @@ impl<'scope> Stream<'scope> {
     }
 
     /// Takes `len` bytes, or what is left, that nobody looks at here.
-    pub(super) fn pass(&mut self, len: u64, teller: &mut Teller<'_>) -> Result<()> {
+    pub(super) fn pass(&mut self, len: u64, teller: &mut Teller<'_, '_>) -> Result<()> {
         let mut left = len;
         while left > 0 {
             match self.take(left, teller)?.len() as u64 {
@@ -88,7 +88,7 @@ impl<'scope> Stream<'scope> {
     }
 
     /// Takes what is left, and returns the hash.
-    pub(super) fn finish(mut self, teller: &mut Teller<'_>) -> Result<[u8; 32]> {
+    pub(super) fn finish(mut self, teller: &mut Teller<'_, '_>) -> Result<[u8; 32]> {
         while self.read_to() < self.end {
             self.taken = self.window.len();
             self.more(teller)?;
@@ -102,7 +102,7 @@ impl<'scope> Stream<'scope> {
         self.base + self.window.len() as u64
     }
 
-    fn more(&mut self, teller: &mut Teller<'_>) -> Result<()> {
+    fn more(&mut self, teller: &mut Teller<'_, '_>) -> Result<()> {
         self.window.drain(..self.taken);
         self.base += self.taken as u64;
         self.taken = 0;

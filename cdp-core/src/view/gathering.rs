@@ -179,7 +179,7 @@ impl Gathering {
 
 /// Returns what is on top where within a range, and the records that are, in the order in which they come up from the
 /// front; the spans name them by their place there.
-fn visible(placed: &[Placed], within: &Range<u64>) -> (Vec<Span>, Vec<Placed>) {
+pub(super) fn visible(placed: &[Placed], within: &Range<u64>) -> (Vec<Span>, Vec<Placed>) {
     let layers = placed.iter().zip(0..).map(|(record, source)| Layer {
         start: record.offset.max(within.start),
         end: record.end().min(within.end),

@@ -7,13 +7,15 @@
 //! Invariant: what an image shows never changes, and does not depend on which parts are held. Damage that a
 //! gathering comes upon fails the read that needs it, and names the segment.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::ViewExtent;
 use super::cache::PartCache;
-use super::gathering::{Crowd, Gathering, Placed};
+use super::gathering::{Crowd, Gathering, Placed, visible};
 use super::image::{OpenSegment, Plan, segments_between};
 use super::part::{Part, Source};
+use crate::base::layer_seq;
 use crate::bounds::{
     PART_RECORDS_AIM, PART_RECORDS_AIM_PER_SEGMENT, PART_RECORDS_MAX, READING_PARTS_MAX,
 };
@@ -22,6 +24,7 @@ use crate::format::Record;
 use crate::harbor::shared::Shared;
 use crate::journal::lookup::Lookups;
 use crate::point::Seq;
+use crate::verify::Lost;
 
 /// One volume at one record, of which only some parts are worked out at a time.
 #[derive(Debug)]
@@ -150,6 +153,57 @@ impl Parts {
     /// Lets go of the parts; they are worked out again when they are asked for.
     pub(crate) fn let_go(&self) {
         self.cache.let_go();
+    }
+
+    /// Returns what a range is shown from. All records that reach into it are looked at at once: it is to be short.
+    pub(crate) fn shown_from(&self, range: Range<u64>) -> Result<Vec<Lost>> {
+        self.plan.check(range.start, range.end - range.start)?;
+        let volume = self.plan.volume;
+        let mut placed = Vec::new();
+        for (number, open) in self.segments() {
+            let add = |record: &Record| {
+                if record.seq > self.plan.after && record.seq <= self.up_to {
+                    placed.push(Placed::new(record, number));
+                }
+            };
+            open.segment
+                .for_each_reaching(&*open.file, &self.lookups, volume, &range, add)?;
+        }
+        let (spans, records) = visible(&placed, &range);
+        let mut shown = Vec::new();
+        let mut at = range.start;
+        for span in spans {
+            self.base_shown_from(at..span.start, &mut shown)?;
+            if let Some(record) = records.get(span.source as usize) {
+                shown.push(Lost::Record {
+                    volume,
+                    seq: record.seq,
+                    offset: span.start,
+                    length: span.end - span.start,
+                });
+            }
+            at = span.end;
+        }
+        self.base_shown_from(at..range.end, &mut shown)?;
+        Ok(shown)
+    }
+
+    fn base_shown_from(&self, range: Range<u64>, shown: &mut Vec<Lost>) -> Result<()> {
+        let Some(base) = &self.plan.base else {
+            return Ok(());
+        };
+        let mut at = range.start;
+        while at < range.end {
+            let (length, name) = base.holder(at, range.end - at)?;
+            shown.push(Lost::Area {
+                volume: self.plan.volume,
+                layer: layer_seq(&name).unwrap_or(self.plan.after),
+                offset: at,
+                length,
+            });
+            at += length;
+        }
+        Ok(())
     }
 
     fn source(&self) -> Source<'_> {

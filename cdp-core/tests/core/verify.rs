@@ -448,6 +448,7 @@ fn a_mark_goes_when_what_was_damaged_is_found_whole() {
     // What others are found to be does not matter.
     let later = Scope {
         not_since: Some(Timestamp(0)),
+        suspects: false,
         bytes: None,
     };
     assert_eq!(verify(&harbor, later).files, 0);
@@ -527,6 +528,7 @@ fn what_was_called_off_is_gone_on_with_the_oldest_first() {
     loop {
         let scope = Scope {
             not_since: Some(Timestamp(begun.0 + 1)),
+            suspects: false,
             bytes: Some(300_000),
         };
         let report = verify(&harbor, scope);

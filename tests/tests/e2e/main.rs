@@ -45,3 +45,5 @@ mod soak;
 mod takeover;
 
 mod tools;
+
+mod verify;

@@ -111,6 +111,8 @@ fn of_machine(machine: &v1::Machine) -> Vec<(&'static str, String)> {
         ),
         ("Journal", format_size(machine.journal_bytes)),
         ("Base points", format_size(machine.base_bytes)),
+        ("Verified", verified(machine)),
+        ("Damage", damage(machine)),
         ("Policy", policy(machine)),
         ("Size limit", size_limit(machine)),
         (
@@ -155,6 +157,35 @@ pub(super) fn ack(machine: &v1::Machine) -> String {
 pub(super) fn flush_interval(machine: &v1::Machine) -> String {
     let interval = every(machine.flush_interval_ms);
     format!("{interval}, {}", chosen(machine.flush_interval_own))
+}
+
+/// How much of what is kept was verified, and since when.
+fn verified(machine: &v1::Machine) -> String {
+    match machine.files_verified {
+        0 => "nothing yet".into(),
+        verified => format!(
+            "{verified} of {} files, each since {}",
+            machine.files,
+            local(machine.verified_since_ns)
+        ),
+    }
+}
+
+/// What is known to be damaged, the first of it in words.
+fn damage(machine: &v1::Machine) -> String {
+    let Some(first) = machine.damage.first() else {
+        return "none known".into();
+    };
+    let more = match machine.damage.len() {
+        1 => String::new(),
+        count => format!(" (and {} more, see verify)", count - 1),
+    };
+    let points = match machine.points_damaged {
+        0 => "no point shows it".into(),
+        1 => "1 point is damaged".into(),
+        count => format!("{count} points are damaged"),
+    };
+    format!("{}{more}; {points}", super::text::plain(first))
 }
 
 /// The policy its points are kept by, and what is wrong with that.

@@ -75,6 +75,11 @@ document! {
         size_state: String = m.size_state.clone(),
         created: Option<String> = time(m.created_ns),
         activity: Option<Activity> = m.activity.as_ref().map(Into::into),
+        damage: Vec<String> = m.damage.clone(),
+        points_damaged: u64 = m.points_damaged,
+        files_verified: u64 = m.files_verified,
+        files: u64 = m.files,
+        verified_since: Option<String> = time(m.verified_since_ns),
     }
 }
 
@@ -200,6 +205,19 @@ document! {
         left: u64 = r.left,
         findings: Vec<Finding> = all(&r.findings),
         unchecked: Vec<Unchecked> = all(&r.unchecked),
+        live: Vec<LiveVolume> = all(&r.live),
+        not_healed: String = r.not_healed.clone(),
+    }
+}
+
+document! {
+    /// What came of comparing a live disk with what is kept last of it, or with what is damaged.
+    LiveVolume(v: v1::LiveVolume) {
+        target: String = v.target.clone(),
+        read_bytes: u64 = v.read_bytes,
+        differing_bytes: u64 = v.differing_bytes,
+        put_back_bytes: u64 = v.put_back_bytes,
+        journaled_bytes: u64 = v.journaled_bytes,
     }
 }
 

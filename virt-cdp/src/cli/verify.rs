@@ -17,6 +17,9 @@ use crate::{
 /// Without --all, what was verified within the last day is left out; damage that is known is told all the same. Points
 /// that are damaged are marked, and are not opened any more without --damaged. The exit code is 1 where there is damage.
 /// Ctrl-C cancels it; what was verified until then counts.
+///
+/// What the live disks of a protected machine still have of what is damaged is had again from them: it is put back where it
+/// was if it is the very same, else points from now on have it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The machine
@@ -26,6 +29,10 @@ pub(super) struct Args {
     /// Verifies everything, whenever it was verified last
     #[arg(long)]
     all: bool,
+
+    /// Compares the newest that is kept with the live disks, too; the machine must be protected
+    #[arg(long)]
+    live: bool,
 
     /// The most that is read in a second, as 64MiB [default: as fast as it goes]
     #[arg(long, value_name = "SIZE")]
@@ -38,6 +45,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
         name: args.name,
         all: args.all,
         rate,
+        live: args.live,
     };
     let job = session.client.call(async |api| api.verify(request).await)?;
     let job = follow(session, job, OnInterrupt::Cancel)?;
@@ -80,13 +88,37 @@ fn summary(report: &v1::VerifyReport) -> String {
             plain(&one.file)
         ));
     }
+    for volume in &report.live {
+        text.push_str(&live_text(volume));
+    }
     for finding in &report.findings {
         text.push_str(&finding_text(finding));
+    }
+    if !report.not_healed.is_empty() {
+        let why = plain(&report.not_healed);
+        text.push_str(&format!(
+            "nothing was had again from the live disks: {why}\n"
+        ));
     }
     if report.findings.is_empty() {
         text.push_str("no damage\n");
     }
     text
+}
+
+fn live_text(volume: &v1::LiveVolume) -> String {
+    let target = plain(&volume.target);
+    let compared = format_size(volume.read_bytes);
+    if volume.differing_bytes == 0 {
+        return format!("live disk {target}: {compared} compared, no difference\n");
+    }
+    format!(
+        "live disk {target}: {compared} compared, {} damaged or different: {} put back where it was, {} journaled for points \
+         from now on\n",
+        format_size(volume.differing_bytes),
+        format_size(volume.put_back_bytes),
+        format_size(volume.journaled_bytes),
+    )
 }
 
 fn finding_text(finding: &v1::Finding) -> String {

@@ -31,6 +31,7 @@ use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
     engine::{
         errors::{from_harbor, sentence},
+        live::LiveSide,
         machine::{Doubt, Resync, now},
         marking::Marking,
         reading::{self, Purpose, ReadProgress, Reading},
@@ -252,11 +253,7 @@ impl Capture {
         let reading = Reading {
             monitor: Arc::clone(&self.monitor),
             recorder: self.recorder.clone(),
-            exports: self
-                .taps
-                .iter()
-                .map(|t| (t.id, t.tap.node.name.clone(), t.tap.names().export.clone()))
-                .collect(),
+            exports: self.exports(),
             marking: Arc::clone(&self.marking),
             to_read,
             tag: tag.to_owned(),
@@ -343,6 +340,23 @@ impl Capture {
             marking: Arc::clone(&self.marking),
             recorder: self.recorder.clone(),
         }
+    }
+
+    /// What it takes to compare what is kept with the disks, through sockets in `dir`.
+    pub(crate) fn live_side(&self, tag: &str, dir: PathBuf, ended: Arc<AtomicBool>) -> LiveSide {
+        LiveSide {
+            qemu: self.qemu_side(),
+            exports: self.exports(),
+            tag: tag.to_owned(),
+            dir,
+            ended,
+        }
+    }
+
+    /// Volume, node, and the name for its export.
+    fn exports(&self) -> Vec<(VolumeId, String, String)> {
+        let export = |t: &Tapped| (t.id, t.tap.node.name.clone(), t.tap.names().export.clone());
+        self.taps.iter().map(export).collect()
     }
 
     /// Lets go of volumes whose disks are unplugged; the others go on. Returns the nodes of those that went.

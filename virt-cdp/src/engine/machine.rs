@@ -14,8 +14,8 @@ use std::{
 };
 
 use cdp_core::{
-    GapReason, Harbor, MachineDescription, Mode, Point, PointUnderWay, RecorderStats, Timestamp,
-    VolumeId,
+    Finding, GapReason, Harbor, MachineDescription, Mode, Point, PointUnderWay, RecorderStats,
+    Timestamp, VolumeId,
 };
 
 use crate::{
@@ -24,6 +24,7 @@ use crate::{
     engine::{
         errors::from_harbor,
         guard,
+        live::LiveSide,
         lookout::Seen,
         pace::PaceWish,
         policies::{InForce, Policies},
@@ -202,6 +203,8 @@ pub(crate) enum Command {
     Point(PointWish, mpsc::Sender<ApiResult<PointUnderWay>>),
     /// Say whether it is known by now that the mirrors stood behind a point.
     Confirmed(Point, mpsc::Sender<ApiResult<bool>>),
+    /// Say what it takes to compare what is kept with the live disks, if they are captured.
+    Live(mpsc::Sender<ApiResult<LiveSide>>),
     /// Say what a quiesced point needs, if points can be made.
     Quiet(mpsc::Sender<ApiResult<Quiet>>),
     /// Put everything down; the thread ends.
@@ -227,6 +230,8 @@ pub(crate) struct Machine {
     pub(crate) notes: Notes,
     /// What was found damaged when the harbor was opened.
     damage: Mutex<Arc<Vec<String>>>,
+    /// What was damaged when it was last tried to have it again.
+    healed: Mutex<Vec<Finding>>,
     /// Held while a quiesced point is made: one at a time.
     quiescing: Mutex<()>,
     status: Mutex<Status>,
@@ -271,6 +276,7 @@ impl Machine {
             tidying: Slot::default(),
             notes: Notes::default(),
             damage: Mutex::default(),
+            healed: Mutex::default(),
             quiescing: Mutex::default(),
             status: Mutex::new(status),
             commands,
@@ -359,6 +365,22 @@ impl Machine {
     /// Keeps the supervisor's thread, to be joined at the end.
     pub(crate) fn set_thread(&self, thread: JoinHandle<()>) {
         *guard(&self.thread) = Some(thread);
+    }
+
+    /// Tells whether something is damaged that was not when it was last tried to have it again.
+    pub(crate) fn is_new_damage(&self, damage: &[Finding]) -> bool {
+        let healed = guard(&self.healed);
+        let same = |a: &Finding, b: &Finding| {
+            (&a.file, a.from, a.bytes, &a.lost) == (&b.file, b.from, b.bytes, &b.lost)
+        };
+        damage
+            .iter()
+            .any(|one| !healed.iter().any(|known| same(one, known)))
+    }
+
+    /// Notes what is damaged after it was tried to have it again.
+    pub(crate) fn note_healing(&self, damage: Vec<Finding>) {
+        *guard(&self.healed) = damage;
     }
 
     /// Notes how the machine ended, in libvirt's word.

@@ -171,6 +171,7 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
         total_bytes: p.total.load(Ordering::Relaxed),
     });
     let (policy_name, in_force) = machine.policy();
+    let (files_verified, files) = harbor.verified_files();
     let all_gaps = self::gaps(&gaps, points.last(), status.state);
     v1::Machine {
         name: description.name.clone(),
@@ -224,5 +225,10 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
         size_limit_bytes: in_force.map_or(0, |in_force| in_force.policy.size_limit),
         size_state: tidy::size_state(usage, in_force).name().into(),
         activity: machine.activity(),
+        damage: machine.damage().to_vec(),
+        points_damaged: points.iter().filter(|point| point.damaged).count() as u64,
+        files_verified,
+        files,
+        verified_since_ns: harbor.verified_since().map_or(0, time),
     }
 }

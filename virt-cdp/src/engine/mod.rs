@@ -44,6 +44,8 @@ mod sink;
 
 mod reading;
 
+mod live;
+
 mod upkeep;
 
 mod quiesce;

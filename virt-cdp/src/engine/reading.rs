@@ -196,7 +196,10 @@ impl Reading {
                 self.progress.done.fetch_add(bytes, Ordering::Relaxed);
                 !self.cancelled.load(Ordering::Relaxed)
             };
-            let announce = |window| announce(*id, window);
+            let announce = |window| {
+                announce(*id, window);
+                Ok(())
+            };
             let take = |offset, piece: Piece<'_>| take(*id, offset, piece);
             let read = match marked {
                 Some(bitmap) => disk_read::read_marked(stream, name, bitmap, done, announce, take),

@@ -1,19 +1,24 @@
-//! `verify`: what is kept is read again, as a job.
+//! `verify`: what is kept is read again, as a job; what is damaged is had again from the live disks.
 
 use std::{
+    cell::Cell,
     ops::ControlFlow,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use cdp_core::{Finding, HarborError, MachineDescription, Scope, Timestamp, VerifyReport};
+use cdp_core::{
+    Finding, HarborError, MachineDescription, Scope, Timestamp, VerifyReport, VolumeId,
+};
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult, v1},
     engine::{
         errors::from_harbor,
         jobs::{JobHandle, Jobs},
-        machine::{Machine, now},
+        live::{self, Compared},
+        machine::{Command, Machine, now},
     },
 };
 
@@ -25,28 +30,43 @@ const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// Starts the verification of a machine's harbor.
 pub(crate) fn start(
     jobs: &Jobs,
-    machine: &Machine,
+    machine: &Arc<Machine>,
     request: &v1::VerifyRequest,
 ) -> ApiResult<v1::Job> {
     let recent = u64::try_from(RECENT.as_nanos()).unwrap_or(u64::MAX);
     let not_since = (!request.all).then(|| Timestamp(now().0.saturating_sub(recent)));
     let scope = Scope {
         not_since,
+        suspects: false,
         bytes: None,
     };
-    let (harbor, rate) = (machine.harbor(), request.rate);
+    let (harbor, rate, live) = (machine.harbor(), request.rate, request.live);
+    if live {
+        // Whether that can be is told at once.
+        machine.ask(Command::Live)?;
+    }
+    let machine = Arc::clone(machine);
     jobs.start("verify", &request.name, None, move |job| {
         let began = Instant::now();
         let done = harbor.verify(scope, &mut |told| {
             job.progress(told.done, told.total);
             keep_to_rate(job, began, told.done, rate)
         });
-        // What is known already to be damaged, and was left out now, is told as well.
-        let known = harbor.damage();
-        let description = harbor.description();
         match done {
             Ok(report) => {
-                job.found(message(&report, &known, &description));
+                let (compared, not_healed) = match live {
+                    true => (compare(job, &machine, rate)?, String::new()),
+                    false => heal(job, &machine, rate),
+                };
+                // What is known already to be damaged, and was left out now, is told as well.
+                let description = harbor.description();
+                let told = message(&report, &harbor.damage(), &description);
+                let of = |one: &Compared| live_volume(one, &description);
+                job.found(v1::VerifyReport {
+                    live: compared.iter().map(of).collect(),
+                    not_healed,
+                    ..told
+                });
                 Ok(())
             }
             Err(HarborError::Cancelled) => Err(ApiError::new(
@@ -75,6 +95,48 @@ fn keep_to_rate(job: &JobHandle, began: Instant, done: u64, rate: u64) -> Contro
     }
 }
 
+/// Compares what is kept last with the live disks.
+fn compare(job: &JobHandle, machine: &Machine, rate: u64) -> ApiResult<Vec<Compared>> {
+    let volumes = machine.description().volumes;
+    let total = volumes.iter().map(|volume| volume.size).sum();
+    let (began, done) = (Instant::now(), Cell::new(0));
+    live::compare_all(machine, &|bytes| {
+        done.set(done.get() + bytes);
+        job.progress(done.get(), total);
+        keep_to_rate(job, began, done.get(), rate).is_continue()
+    })
+}
+
+/// Has what is damaged again from the live disks; says why not where that cannot be.
+fn heal(job: &JobHandle, machine: &Machine, rate: u64) -> (Vec<Compared>, String) {
+    let (began, done) = (Instant::now(), Cell::new(0));
+    let healed = live::heal(machine, &|bytes| {
+        done.set(done.get() + bytes);
+        keep_to_rate(job, began, done.get(), rate).is_continue()
+    });
+    match healed {
+        Ok(healed) => (healed, String::new()),
+        Err(error) => (Vec::new(), error.what),
+    }
+}
+
+fn live_volume(compared: &Compared, description: &MachineDescription) -> v1::LiveVolume {
+    v1::LiveVolume {
+        target: target(compared.volume, description),
+        read_bytes: compared.read,
+        differing_bytes: compared.differing,
+        put_back_bytes: compared.put_back,
+        journaled_bytes: compared.journaled,
+    }
+}
+
+/// The target of a volume, or its number.
+fn target(volume: VolumeId, description: &MachineDescription) -> String {
+    description
+        .volume(volume)
+        .map_or_else(|| volume.to_string(), |volume| volume.target.clone())
+}
+
 fn message(
     report: &VerifyReport,
     known: &[Finding],
@@ -90,6 +152,7 @@ fn message(
         left: report.left,
         findings: known.iter().map(|one| finding(one, description)).collect(),
         unchecked: unchecked.collect(),
+        ..Default::default()
     }
 }
 
@@ -98,9 +161,7 @@ fn finding(finding: &Finding, description: &MachineDescription) -> v1::Finding {
     let costs = finding.costs.iter().map(|cost| v1::DamageCost {
         first: cost.first.0,
         last: cost.last.0,
-        volume: description
-            .volume(cost.volume)
-            .map_or_else(|| cost.volume.to_string(), |volume| volume.target.clone()),
+        volume: target(cost.volume, description),
         areas: cost
             .areas
             .iter()

@@ -141,6 +141,17 @@ fn machine(name: &str, state: &str) -> v1::Machine {
         size_limit_bytes: 6 << 30,
         size_state: "critical".into(),
         activity: Some(activity()),
+        damage: match name {
+            "odd" => vec![
+                "xml/000001.xml: it is cut off".into(),
+                "journal: gone".into(),
+            ],
+            _ => Vec::new(),
+        },
+        points_damaged: u64::from(name == "odd"),
+        files_verified: 6,
+        files: 8,
+        verified_since_ns: POINT_NS,
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use cdp_core::{GapReason, Marks, Mode, Seq};
 use qemu_hook::{
@@ -134,6 +134,7 @@ impl Supervisor {
         let Some(active) = self.capture.take() else {
             return self.wait_closed();
         };
+        self.end_live();
         let detail = match end {
             End::Overload => OVERLOAD,
             End::DiskFull => "the harbors' file system is short of space",
@@ -188,6 +189,13 @@ impl Supervisor {
         closed
     }
 
+    /// Ends a comparison with the disks.
+    fn end_live(&self) {
+        if let Some(live) = self.live.upgrade() {
+            live.store(true, Ordering::SeqCst);
+        }
+    }
+
     /// Removes what marks writes in the images; those of a machine that is off keep theirs.
     pub(super) fn remove_bitmaps(&self) {
         if let Err(error) = self.harbor().set_marks(&Marks::default()) {
@@ -218,6 +226,7 @@ impl Supervisor {
             let synced = active.capture.recorder().sync_within(DISK_DEADLINE);
             synced.is_ok()
         };
+        self.end_live();
         match self.capture.take() {
             Some(active)
                 if active.ready && active.capture.lost().is_empty() && answers(&active) =>

@@ -17,7 +17,7 @@ mod wishes;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, mpsc},
+    sync::{Arc, Weak, atomic::AtomicBool, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -86,6 +86,8 @@ struct Supervisor {
     gap: Option<Missing>,
     /// What the user wants, as far as it has been followed.
     followed: Mode,
+    /// While its disks are compared: true ends that.
+    live: Weak<AtomicBool>,
     /// A capture of before that waits for the disk.
     closing: Option<Closing>,
     /// Work on the harbor's disk that this thread does not wait for.
@@ -144,6 +146,7 @@ pub(crate) fn start(
         pause: RETRY_FIRST,
         gap,
         followed: harbor.description().mode,
+        live: Weak::new(),
         closing: None,
         disk_work: None,
     };
@@ -214,6 +217,9 @@ impl Supervisor {
             Command::Confirmed(point, answer) => {
                 let _ = answer.send(self.is_confirmed(&point));
             }
+            Command::Live(answer) => {
+                let _ = answer.send(self.live_side());
+            }
             Command::Quiet(answer) => {
                 let _ = answer.send(self.quiet());
             }
@@ -251,6 +257,8 @@ impl Supervisor {
                 self.look_at = Instant::now() + PRESENCE_INTERVAL;
                 self.machine.set_state(State::Retrying, DISK_HANGS);
             }
+            // It reads through the same QEMU, and ends soon.
+            None if self.live.strong_count() > 0 => self.look_at = Instant::now() + WATCH_INTERVAL,
             None if Instant::now() >= self.look_at => self.look_at_machine(),
             None => {}
         }
@@ -303,6 +311,13 @@ impl Supervisor {
         }
         if !self.is_closed() {
             return Err(disk_silent("the capture before is not closed yet"));
+        }
+        if self.live.strong_count() > 0 {
+            let what = format!(
+                "the disks of '{}' are still being compared",
+                self.machine.name
+            );
+            return Err(ApiError::new(ApiErrorKind::Unavailable, what).hint("try again"));
         }
         self.recover_if_failed()?;
         let harbor = self.harbor();

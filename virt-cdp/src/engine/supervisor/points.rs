@@ -4,7 +4,7 @@
 //! it from noticing what comes of it. Whoever asked for a point waits, and the first one is looked at again.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -16,22 +16,23 @@ use crate::{
     engine::{
         capture::ReadState,
         errors::{from_harbor, sentence},
+        live::LiveSide,
         machine::{PointWish, State, Still},
         quiesce::Quiet,
     },
 };
 
+/// What cannot be done of a machine that is not captured.
+const NO_POINT: &str = "no recovery point can be made now";
+
 impl Supervisor {
-    /// The capture, if points can be made of it now.
-    fn marking(&self) -> ApiResult<&Active> {
+    /// The capture, if points can be made of it now; else `what` cannot be done.
+    fn marking(&self, what: &str) -> ApiResult<&Active> {
         match &self.capture {
             Some(active) if active.ready && !active.capture.is_cut() => Ok(active),
             _ => {
                 let state = self.machine.status().state.name();
-                let what = format!(
-                    "no recovery point of '{}' can be made now: it is {state}",
-                    self.machine.name
-                );
+                let what = format!("{what}: '{}' is {state}", self.machine.name);
                 Err(ApiError::new(ApiErrorKind::FailedPrecondition, what)
                     .hint("wait until its state is 'protected'; see 'virt-cdp info'"))
             }
@@ -115,7 +116,7 @@ impl Supervisor {
 
     /// Begins a point that somebody asks for.
     pub(super) fn make_point(&self, wish: &PointWish) -> ApiResult<PointUnderWay> {
-        let active = self.marking()?;
+        let active = self.marking(NO_POINT)?;
         let recorder = active.capture.recorder();
         let label = wish.label.as_deref();
         let unwanted = |what: &str| Err(ApiError::new(ApiErrorKind::FailedPrecondition, what));
@@ -152,8 +153,28 @@ impl Supervisor {
         Ok(known)
     }
 
+    /// One comparison at a time: QEMU has one NBD server.
+    pub(super) fn live_side(&mut self) -> ApiResult<LiveSide> {
+        let ended = Arc::<AtomicBool>::default();
+        let side = {
+            let active = self.marking("its disks cannot be compared now")?;
+            let dir = self.setting.private_dir.clone();
+            active.capture.live_side(&self.tag, dir, Arc::clone(&ended))
+        };
+        if self.live.strong_count() > 0 {
+            let what = format!(
+                "the disks of '{}' are being compared already",
+                self.machine.name
+            );
+            return Err(ApiError::new(ApiErrorKind::FailedPrecondition, what)
+                .hint("wait for that verification, or cancel it"));
+        }
+        self.live = Arc::downgrade(&ended);
+        Ok(side)
+    }
+
     pub(super) fn quiet(&self) -> ApiResult<Quiet> {
-        let active = self.marking()?;
+        let active = self.marking(NO_POINT)?;
         Ok(Quiet {
             source: Arc::clone(&self.setting.source),
             run: active.run.clone(),

@@ -1,16 +1,21 @@
 //! The step that verifies what is kept, some of it in each round, so that everything is verified within the configured time.
 //!
 //! A round reads as much as its share of that time demands; with a file it began it goes on to the end. What is found
-//! damaged is kept in the harbor, which marks the points, and is told as an alert.
+//! damaged is kept in the harbor, which marks the points, and is told as an alert; what the live disks have of it is had
+//! again from them. Files in which a view came upon damage are verified first.
 
-use std::time::Duration;
+use std::{cell::RefCell, time::Duration};
 
 use cdp_core::{HarborError, Scope, Timestamp, Usage};
 
 use super::{Round, pacer::Pacer};
 use crate::{
     api::ApiResult,
-    engine::{errors::from_harbor, machine::now},
+    engine::{
+        errors::from_harbor,
+        live,
+        machine::{State, now},
+    },
 };
 
 /// So much sooner than it must be it is to be done with everything: a round may be left out.
@@ -19,16 +24,56 @@ const AHEAD: u32 = 2;
 /// Verifies what was not verified for longest.
 pub(super) fn run(round: &Round) -> ApiResult<()> {
     let (interval, harbor) = (round.tidy.scrub_interval, &round.harbor);
-    if interval.is_zero() {
+    if harbor.has_suspects() {
+        let scope = Scope {
+            suspects: true,
+            // By one thread, as all that is done in the background.
+            bytes: Some(u64::MAX),
+            not_since: None,
+        };
+        verify(round, scope)?;
+    }
+    if !interval.is_zero() {
+        verify_some(round, interval)?;
+    }
+    heal(round)
+}
+
+/// Has what was found damaged again from the live disks, once for what was found.
+fn heal(round: &Round) -> ApiResult<()> {
+    let Some(machine) = round.theirs.upgrade() else {
+        return Ok(());
+    };
+    let damage = round.harbor.damage();
+    if machine.status().state != State::Protected || !machine.is_new_damage(&damage) {
         return Ok(());
     }
+    let pacer = RefCell::new(Pacer::new(round));
+    let healed = live::heal(&machine, &|bytes| {
+        pacer.borrow_mut().take(bytes).is_continue()
+    });
+    // What is found from now on is another thing.
+    machine.note_healing(round.harbor.damage());
+    healed.map(|_| ())
+}
+
+/// Verifies the share of a round.
+fn verify_some(round: &Round, interval: Duration) -> ApiResult<()> {
+    let harbor = &round.harbor;
     let usage = harbor.usage().map_err(from_harbor)?;
     let scope = Scope {
         not_since: Some(since(now(), interval / AHEAD)),
+        suspects: false,
         bytes: Some(slice(usage, round.tidy.interval, interval / AHEAD)),
     };
+    verify(round, scope)
+}
+
+fn verify(round: &Round, scope: Scope) -> ApiResult<()> {
     let mut pacer = Pacer::new(round);
-    let done = harbor.verify(scope, &mut |told| pacer.take(told.read));
+    let done = round
+        .harbor
+        .verify(scope, &mut |told| pacer.take(told.read));
     let report = match done {
         Ok(report) => report,
         Err(HarborError::Cancelled | HarborError::Busy(_)) => return Ok(()),
