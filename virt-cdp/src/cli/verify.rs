@@ -101,7 +101,12 @@ fn summary(report: &v1::VerifyReport) -> String {
         ));
     }
     if report.findings.is_empty() {
-        text.push_str("no damage\n");
+        text.push_str(
+            match report.live.iter().any(|one| one.differing_bytes > 0) {
+                true => "no damage is left\n",
+                false => "no damage\n",
+            },
+        );
     }
     text
 }

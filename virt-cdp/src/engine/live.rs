@@ -436,7 +436,7 @@ mod tests {
     #[test]
     fn what_differs_is_told_apart_by_sectors() {
         let a = vec![7; 2000];
-        assert_eq!(differing_sectors(&a, &a), []);
+        assert!(differing_sectors(&a, &a).is_empty());
         let mut b = a.clone();
         b[600] = 8;
         assert_eq!(differing_sectors(&a, &b), vec![512..1024]);

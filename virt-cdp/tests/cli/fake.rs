@@ -155,6 +155,16 @@ fn machine(name: &str, state: &str) -> v1::Machine {
     }
 }
 
+fn live(target: &str, differing: u64) -> v1::LiveVolume {
+    v1::LiveVolume {
+        target: target.into(),
+        read_bytes: 1 << 30,
+        differing_bytes: differing,
+        put_back_bytes: differing / 2,
+        journaled_bytes: differing / 2,
+    }
+}
+
 fn policy(name: &str) -> v1::Policy {
     const DAY_MS: u64 = 86_400_000;
     v1::Policy {
@@ -348,6 +358,8 @@ fn report() -> v1::VerifyReport {
             file: "base/vol-00000/full-00000000000000000003.qcow2".into(),
             clusters: 4,
         }],
+        live: Vec::new(),
+        not_healed: "'web1' is off".into(),
     }
 }
 
@@ -553,7 +565,10 @@ impl Engine for Fake {
         self.polls.store(0, Ordering::SeqCst);
         *self.cancelled.lock().unwrap() = false;
         Ok(v1::Job {
-            id: format!("verify-{}", request.name),
+            id: match request.live {
+                true => "verify-live".into(),
+                false => format!("verify-{}", request.name),
+            },
             point: None,
             files: Vec::new(),
             ..job("verify", "running")
@@ -578,6 +593,10 @@ impl Engine for Fake {
             };
             found.report = Some(match request.id.as_str() {
                 "verify-rotten" => report(),
+                "verify-live" => v1::VerifyReport {
+                    live: vec![live("vda", 0), live("vdb", 8192)],
+                    ..whole
+                },
                 _ => whole,
             });
         }

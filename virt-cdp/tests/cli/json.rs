@@ -74,6 +74,11 @@ fn machine(name: &str, state: &str) -> Value {
         "size_state": "critical",
         "created": TIME,
         "activity": activity(),
+        "damage": [],
+        "points_damaged": 0,
+        "files_verified": 6,
+        "files": 8,
+        "verified_since": TIME,
     })
 }
 

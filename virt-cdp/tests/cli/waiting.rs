@@ -48,13 +48,20 @@ fn a_verification_says_what_is_damaged_and_ends_with_1_then() {
         "{}",
         stage.asked()
     );
+    let text = stage.run(&["verify", "web1", "--live"]).good();
+    let expected = "verified: 3 files, 0 B\n\
+        live disk vda: 1 GiB compared, no difference\n\
+        live disk vdb: 1 GiB compared, 8 KiB damaged or different: 4 KiB put back where it was, 4 KiB journaled for points from \
+        now on\nno damage is left\n";
+    assert!(text.ends_with(expected), "{text}");
     let ran = stage.run(&["verify", "rotten", "--all", "--rate", "64MiB"]);
     assert!(ran.stdout.ends_with(
         "verified: 12 files, 1 GiB\n\
          left for the next time: 1 files that others took the place of\n\
          without hashes: 4 clusters of base/vol-00000/full-00000000000000000003.qcow2\n\
          damaged: journal/000000000007.seg, 4096 bytes at 8192: the payload of record 5 is not what was written\n\
-         \x20 costs points 3 to 9: 4096 bytes of vda, from 65536 on\n"
+         \x20 costs points 3 to 9: 4096 bytes of vda, from 65536 on\n\
+         nothing was had again from the live disks: 'web1' is off\n"
     ), "{}", ran.stdout);
     assert_eq!(ran.code, Some(1));
     assert!(
