@@ -2,7 +2,8 @@
 //!
 //! Of each file that was verified what was found stands here until that file is verified again and found whole. Of a file
 //! that is gone it stays until everything was verified: what was in it may have gone on in another one. Points that are
-//! made later are looked at when points are next asked for ([`Shared::judge_new_points`]).
+//! made later are looked at when points are next asked for ([`Shared::judge_new_points`]), also those that have the numbers
+//! of points that the journal has lost.
 //!
 //! Invariant: a point that shows something of which it is known that it is damaged is marked, and layers have what is
 //! damaged in them refused to whoever reads them. A crash leaves what was known before, or what is known now; a file that
@@ -20,6 +21,7 @@ use super::shared::Shared;
 use super::{Harbor, checked};
 use crate::bounds::DAMAGE_MAX;
 use crate::error::{HarborError, Result};
+use crate::journal::catalog::Catalog;
 use crate::machine::VolumeId;
 use crate::point::{Point, PointId};
 use crate::storage::Storage;
@@ -35,6 +37,9 @@ pub(crate) struct Damage {
     judged: PointId,
     #[serde(default)]
     findings: Vec<Finding>,
+    /// The file may say something else: it could not be taken, or could not be replaced.
+    #[serde(skip)]
+    is_file_behind: bool,
 }
 
 /// Returns the path of the file.
@@ -48,6 +53,9 @@ pub(crate) fn read(storage: &dyn Storage, dir: &Path) -> Result<Result<Damage, S
     let bytes = match read_all(storage, &path, DAMAGE_MAX) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Ok(Damage::default())),
+        Err(e) if e.kind() == io::ErrorKind::FileTooLarge => {
+            return Ok(Err(format!("it is too long: {e}")));
+        }
         Err(e) => return Err(HarborError::storage("read", &path, e)),
     };
     let text = String::from_utf8(bytes).map_err(|e| e.to_string());
@@ -70,6 +78,21 @@ impl Damage {
         for point in points {
             point.damaged = self.findings.iter().any(|one| one.costs_point(point.id));
         }
+    }
+
+    /// Forgets points from `next` on, whose numbers will be given to others: the journal has lost them. True if there was
+    /// something to forget.
+    fn forget_from(&mut self, next: PointId) -> bool {
+        let before = self.clone();
+        let last = PointId(next.0.saturating_sub(1));
+        self.judged = self.judged.min(last);
+        for finding in &mut self.findings {
+            finding.costs.retain(|cost| cost.first < next);
+            for cost in &mut finding.costs {
+                cost.last = cost.last.min(last);
+            }
+        }
+        *self != before
     }
 
     fn costs_anything(&self) -> bool {
@@ -160,8 +183,11 @@ impl Shared {
         };
         damage.take(&BTreeMap::new(), found, None);
         let known = self.damage().clone();
-        if damage.findings != known.findings {
-            write(storage, &self.dir, &damage)?;
+        if damage.findings != known.findings || known.is_file_behind {
+            damage.is_file_behind = false;
+            let written = write(storage, &self.dir, &damage);
+            self.damage().is_file_behind = written.is_err();
+            written?;
         }
         *self.damage() = damage.clone();
         damage.mark(&mut self.catalog().points);
@@ -170,6 +196,17 @@ impl Shared {
         scrub.take(verified, now, all.as_deref());
         scrub::write(storage, &self.dir, &scrub)?;
         *self.scrub() = scrub;
+        Ok(())
+    }
+
+    /// Takes a journal that was recovered once more, which may have lost points.
+    pub(crate) fn take_recovered(&self, catalog: &mut Catalog) -> Result<()> {
+        let mut damage = self.damage().clone();
+        if damage.forget_from(catalog.end.next_point) {
+            write(&*self.options.storage, &self.dir, &damage)?;
+        }
+        damage.mark(&mut catalog.points);
+        *self.damage() = damage;
         Ok(())
     }
 
@@ -265,20 +302,29 @@ fn everything(lost: &Lost, points: &[(PointId, crate::point::Seq)]) -> Vec<Cost>
 pub(crate) fn take(
     storage: &dyn Storage,
     dir: &Path,
-    points: &mut [Point],
+    catalog: &mut Catalog,
     told: &mut Vec<String>,
 ) -> Result<(Damage, Scrub)> {
-    let scrub = scrub::read(storage, dir)?;
     match read(storage, dir)? {
-        Ok(damage) => {
-            damage.mark(points);
-            Ok((damage, scrub))
+        Ok(mut damage) => {
+            // On the disk before a new point gets such a number.
+            if damage.forget_from(catalog.end.next_point) {
+                write(storage, dir, &damage)?;
+            }
+            damage.mark(&mut catalog.points);
+            Ok((damage, scrub::read(storage, dir)?))
         }
         Err(why) => {
             told.push(format!(
                 "damage.toml: {why}; which points are damaged is not known until everything is verified again"
             ));
-            Ok((Damage::default(), Scrub::default()))
+            // Before there is another one: with that, files would count as verified whose damage stood in this one.
+            scrub::forget(storage, dir)?;
+            let damage = Damage {
+                is_file_behind: true,
+                ..Damage::default()
+            };
+            Ok((damage, Scrub::default()))
         }
     }
 }

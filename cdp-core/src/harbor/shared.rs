@@ -47,7 +47,7 @@ pub(crate) struct Shared {
     damage: Mutex<Damage>,
     /// What was verified when.
     scrub: Mutex<Scrub>,
-    /// Held while it is found out what damage costs.
+    /// Held while it is found out what damage costs, and while that changes.
     judging: Mutex<()>,
     bases: Mutex<Vec<BasePoint>>,
     /// Of all segments that were looked through.
@@ -100,7 +100,7 @@ impl Shared {
         let mut catalog = recover(storage, dir, &description.machine_id, &bases, report)?;
         forget_marks_if_damaged(storage, dir, report)?;
         let facts = take_facts(storage, dir, &mut catalog, report)?;
-        let (damage, scrub) = damage::take(storage, dir, &mut catalog.points, &mut report.damage)?;
+        let (damage, scrub) = damage::take(storage, dir, &mut catalog, &mut report.damage)?;
         let xml = xml::newest(storage, &dir.join("xml"))?;
         Ok(Shared {
             dir: dir.to_path_buf(),
@@ -133,6 +133,7 @@ impl Shared {
             return Err(HarborError::Busy("a recording"));
         }
         let _turn = self.turn_to_write();
+        let _judging = self.judging();
         let _no_removal = self.keep_segments();
         let mut report = RecoveryReport::default();
         let (storage, bases) = (&*self.options.storage, self.bases().clone());
@@ -142,7 +143,7 @@ impl Shared {
         let mut catalog = recover(storage, &self.dir, &id, &bases, &mut report)?;
         forget_marks_if_damaged(storage, &self.dir, &report)?;
         let facts = take_facts(storage, &self.dir, &mut catalog, &mut report)?;
-        self.damage().mark(&mut catalog.points);
+        self.take_recovered(&mut catalog)?;
         *self.facts() = facts;
         *self.catalog() = catalog;
         Ok(report)
