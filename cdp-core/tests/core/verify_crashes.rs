@@ -1,10 +1,11 @@
 //! What a power cut, a storage that fails and a damaged file leave of what verifications found.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cdp_core::bounds::{DAMAGE_MAX, SCRUB_MAX};
 use cdp_core::clock::HandClock;
@@ -14,8 +15,9 @@ use cdp_core::{
     VerifyReport, VolumeId,
 };
 
-use crate::harness::{KIB, description, open_again, write};
+use crate::harness::{KIB, description, machine, open_again, write};
 use crate::keeping::{HOUR, MIDNIGHT, point, with_points};
+use crate::layers_check::go_on;
 
 const DIR: &str = "/harbor";
 const LEFT: [Left; 3] = [Left::ByChance, Left::Nothing, Left::Everything];
@@ -340,4 +342,40 @@ fn what_was_found_of_points_that_the_journal_has_lost_is_not_said_of_their_succe
         drop((recorder, harbor));
         assert_eq!(marked(&kept.open().0), [4, 5].into(), "opened again");
     }
+}
+
+#[test]
+fn what_is_lost_below_a_layer_that_is_damaged_too_is_judged_at_once() {
+    const SIZE: u64 = 1024 * 1024 * KIB;
+    let machine = machine(&[SIZE], Options::default());
+    let shown = point(&machine.recorder, 1, None);
+    let built = machine.harbor.build_base(shown.id, &mut go_on).unwrap();
+    machine.recorder.close().unwrap();
+    let dir = machine.dir();
+    drop((machine.recorder, machine.harbor));
+    // Both its tables of clusters lie outside the file.
+    let mut layer = fs::read(&built[0].path).unwrap();
+    let tables = u64::from_be_bytes(*layer[40..].first_chunk().unwrap()) as usize;
+    for place in [tables, tables + 8] {
+        layer[place..place + 8].copy_from_slice(&(1_u64 << 63 | 1 << 40).to_be_bytes());
+    }
+    fs::write(&built[0].path, layer).unwrap();
+    let found = format!(
+        "judged = 0\n[[findings]]\nfile = \"f\"\nwhat = \"w\"\nfrom = 0\nbytes = 0\nlost = \"area\"\n\
+         volume = 0\nlayer = 0\noffset = 0\nlength = {SIZE}\n"
+    );
+    let check = crc32c::crc32c(found.as_bytes());
+    fs::write(
+        dir.join("damage.toml"),
+        format!("# crc32c {check:08x}\n{found}"),
+    )
+    .unwrap();
+    let begin = Instant::now();
+    let (harbor, _) = open_again(&dir, Options::default());
+    assert_eq!(
+        marked(&harbor),
+        [].into(),
+        "what the layer shows is not known"
+    );
+    assert!(begin.elapsed() < Duration::from_secs(30), "byte by byte");
 }
