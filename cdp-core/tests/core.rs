@@ -63,5 +63,7 @@ mod time;
 mod turns;
 #[path = "core/verify.rs"]
 mod verify;
+#[path = "core/verify_crashes.rs"]
+mod verify_crashes;
 #[path = "core/without.rs"]
 mod without;

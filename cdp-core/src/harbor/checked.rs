@@ -5,6 +5,8 @@
 
 /// Begins the first line of a TOML text, which holds the CRC-32C of all below it, in hexadecimal.
 const TOML: &str = "# crc32c ";
+/// Bytes that a checksum adds to a TOML text.
+pub(crate) const TOML_MORE: u64 = (TOML.len() + 8 + 1) as u64;
 /// Begins the last line of an XML text, which holds the CRC-32C of all before it.
 const XML: &str = "\n<!-- crc32c ";
 const XML_END: &str = " -->\n";

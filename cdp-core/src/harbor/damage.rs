@@ -2,7 +2,8 @@
 //!
 //! Of each file that was verified what was found stands here until that file is verified again and found whole. Of a file
 //! that is gone it stays until everything was verified: what was in it may have gone on in another one. Points that are
-//! made later are looked at when points are next asked for ([`Shared::judge_new_points`]).
+//! made later are looked at when points are next asked for ([`Shared::judge_new_points`]), also those that have the numbers
+//! of points that the journal has lost.
 //!
 //! Invariant: a point that shows something of which it is known that it is damaged is marked, and layers have what is
 //! damaged in them refused to whoever reads them. A crash leaves what was known before, or what is known now; a file that
@@ -20,6 +21,7 @@ use super::shared::Shared;
 use super::{Harbor, checked};
 use crate::bounds::DAMAGE_MAX;
 use crate::error::{HarborError, Result};
+use crate::journal::catalog::Catalog;
 use crate::machine::VolumeId;
 use crate::point::{Point, PointId, Seq};
 use crate::storage::Storage;
@@ -35,6 +37,9 @@ pub(crate) struct Damage {
     judged: PointId,
     #[serde(default)]
     findings: Vec<Finding>,
+    /// The file may say something else: it could not be taken, or could not be replaced.
+    #[serde(skip)]
+    is_file_behind: bool,
 }
 
 /// Returns the path of the file.
@@ -48,6 +53,9 @@ pub(crate) fn read(storage: &dyn Storage, dir: &Path) -> Result<Result<Damage, S
     let bytes = match read_all(storage, &path, DAMAGE_MAX) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Ok(Damage::default())),
+        Err(e) if e.kind() == io::ErrorKind::FileTooLarge => {
+            return Ok(Err(format!("it is too long: {e}")));
+        }
         Err(e) => return Err(HarborError::storage("read", &path, e)),
     };
     let text = String::from_utf8(bytes).map_err(|e| e.to_string());
@@ -57,10 +65,17 @@ pub(crate) fn read(storage: &dyn Storage, dir: &Path) -> Result<Result<Damage, S
     }))
 }
 
-fn write(storage: &dyn Storage, dir: &Path, damage: &Damage) -> Result<()> {
+/// Replaces the file. Where it would be too long to be read again, what the findings cost is made coarser.
+fn write(storage: &dyn Storage, dir: &Path, damage: &mut Damage) -> Result<()> {
     let path = path_of(dir);
     let failed = |e| HarborError::storage("write", &path, e);
-    let text = toml::to_string(damage).map_err(|e| failed(io::Error::other(e)))?;
+    let text_of =
+        |damage: &Damage| toml::to_string(damage).map_err(|e| failed(io::Error::other(e)));
+    let mut text = text_of(damage)?;
+    if text.len() as u64 + checked::TOML_MORE > DAMAGE_MAX {
+        damage.coarsen();
+        text = text_of(damage)?;
+    }
     replace(storage, &path, checked::toml(&text).as_bytes()).map_err(failed)
 }
 
@@ -77,6 +92,36 @@ impl Damage {
         let is_shown = |one: &Finding| points.iter().any(|(id, _)| one.costs_point(*id));
         self.findings
             .retain(|one| !is_of_live(one) || is_shown(one));
+    }
+
+    /// Forgets points from `next` on, whose numbers will be given to others: the journal has lost them. True if there was
+    /// something to forget.
+    fn forget_from(&mut self, next: PointId) -> bool {
+        let before = self.clone();
+        let last = PointId(next.0.saturating_sub(1));
+        self.judged = self.judged.min(last);
+        for finding in &mut self.findings {
+            finding.costs.retain(|cost| cost.first < next);
+            for cost in &mut finding.costs {
+                cost.last = cost.last.min(last);
+            }
+        }
+        *self != before
+    }
+
+    /// Lets each finding cost one row of points and one area of a volume: rather too much than too little.
+    fn coarsen(&mut self) {
+        for finding in &mut self.findings {
+            let mut coarse: Vec<Cost> = Vec::new();
+            for cost in std::mem::take(&mut finding.costs) {
+                match coarse.iter_mut().find(|known| known.volume == cost.volume) {
+                    Some(known) => known.widen(cost),
+                    None => coarse.push(cost),
+                }
+            }
+            coarse.iter_mut().for_each(Cost::join_areas);
+            finding.costs = coarse;
+        }
     }
 
     fn costs_anything(&self) -> bool {
@@ -176,12 +221,7 @@ impl Shared {
             false => judged,
         };
         damage.take(&BTreeMap::new(), found, None);
-        let known = self.damage().clone();
-        if damage.findings != known.findings {
-            write(storage, &self.dir, &damage)?;
-        }
-        *self.damage() = damage.clone();
-        damage.mark(&mut self.catalog().points);
+        self.put_damage(damage)?;
         let now = self.options.clock.now();
         let mut scrub = self.scrub().clone();
         scrub.take(verified, now, all.as_deref());
@@ -207,10 +247,33 @@ impl Shared {
             finding.costs = costing.of(&finding.lost)?;
         }
         damage.take(&BTreeMap::new(), found.clone(), None);
-        write(&*self.options.storage, &self.dir, &damage)?;
-        *self.damage() = damage.clone();
-        damage.mark(&mut self.catalog().points);
+        self.put_damage(damage)?;
         Ok(found)
+    }
+
+    /// Puts what is damaged in the place of what was known, durable on return, and marks the points.
+    fn put_damage(&self, mut damage: Damage) -> Result<()> {
+        let known = self.damage().clone();
+        if damage.findings != known.findings || known.is_file_behind {
+            damage.is_file_behind = false;
+            let written = write(&*self.options.storage, &self.dir, &mut damage);
+            self.damage().is_file_behind = written.is_err();
+            written?;
+        }
+        damage.mark(&mut self.catalog().points);
+        *self.damage() = damage;
+        Ok(())
+    }
+
+    /// Takes a journal that was recovered once more, which may have lost points.
+    pub(crate) fn take_recovered(&self, catalog: &mut Catalog) -> Result<()> {
+        let mut damage = self.damage().clone();
+        if damage.forget_from(catalog.end.next_point) {
+            write(&*self.options.storage, &self.dir, &mut damage)?;
+        }
+        damage.mark(&mut catalog.points);
+        *self.damage() = damage;
+        Ok(())
     }
 
     /// Finds out what is damaged of points that were made since the last verification.
@@ -305,20 +368,76 @@ fn everything(lost: &Lost, points: &[(PointId, crate::point::Seq)]) -> Vec<Cost>
 pub(crate) fn take(
     storage: &dyn Storage,
     dir: &Path,
-    points: &mut [Point],
+    catalog: &mut Catalog,
     told: &mut Vec<String>,
 ) -> Result<(Damage, Scrub)> {
-    let scrub = scrub::read(storage, dir)?;
     match read(storage, dir)? {
-        Ok(damage) => {
-            damage.mark(points);
-            Ok((damage, scrub))
+        Ok(mut damage) => {
+            // On the disk before a new point gets such a number.
+            if damage.forget_from(catalog.end.next_point) {
+                write(storage, dir, &mut damage)?;
+            }
+            damage.mark(&mut catalog.points);
+            Ok((damage, scrub::read(storage, dir)?))
         }
         Err(why) => {
             told.push(format!(
                 "damage.toml: {why}; which points are damaged is not known until everything is verified again"
             ));
-            Ok((Damage::default(), Scrub::default()))
+            // Before there is another one: with that, files would count as verified whose damage stood in this one.
+            scrub::forget(storage, dir)?;
+            let damage = Damage {
+                is_file_behind: true,
+                ..Damage::default()
+            };
+            Ok((damage, Scrub::default()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::SimulatedStorage;
+    use crate::verify::Area;
+
+    #[test]
+    fn a_list_that_would_be_too_long_becomes_coarser_and_marks_no_point_less() {
+        let cost = |number: u64| Cost {
+            first: PointId(3 * number),
+            last: PointId(3 * number + 1),
+            volume: VolumeId(number as u16 % 2),
+            areas: (0..500)
+                .map(|at| Area {
+                    offset: (number + at) << 20,
+                    length: 512,
+                })
+                .collect(),
+        };
+        let finding = Finding {
+            file: "journal/000000000001.seg".into(),
+            what: "it is damaged".into(),
+            from: 0,
+            bytes: 0,
+            lost: Lost::Nothing,
+            costs: (0..4000).map(cost).collect(),
+        };
+        let mut damage = Damage {
+            findings: vec![finding.clone()],
+            ..Damage::default()
+        };
+        let storage = SimulatedStorage::new(1);
+        write(&storage, Path::new("/"), &mut damage).unwrap();
+        assert_eq!(read(&storage, Path::new("/")).unwrap(), Ok(damage.clone()));
+        let costs = &damage.findings[0].costs;
+        assert_eq!(costs.len(), 2, "one a volume");
+        let area = |from: u64, to: u64| Area {
+            offset: from << 20,
+            length: ((to - from) << 20) + 512,
+        };
+        assert_eq!(costs[1].areas, [area(1, 3999 + 499)]);
+        for point in (0..12_000).map(PointId).filter(|p| finding.costs_point(*p)) {
+            assert!(damage.findings[0].costs_point(point), "{point}");
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::bounds::SCRUB_MAX;
 use crate::clock::Timestamp;
 use crate::error::{HarborError, Result};
 use crate::storage::Storage;
-use crate::storage::replace::{read_all, replace};
+use crate::storage::replace::{read_all, remove_if_there, replace};
 
 /// Which files were verified when.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -42,12 +42,12 @@ fn path_of(dir: &Path) -> PathBuf {
 /// Reads what is known; nothing if that cannot be told.
 pub(crate) fn read(storage: &dyn Storage, dir: &Path) -> Result<Scrub> {
     let path = path_of(dir);
-    let bytes = match read_all(storage, &path, SCRUB_MAX) {
-        Ok(bytes) => bytes,
+    let text = match read_all(storage, &path, SCRUB_MAX) {
+        Ok(bytes) => String::from_utf8(bytes).map_err(|e| e.to_string()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Scrub::default()),
+        Err(e) if e.kind() == io::ErrorKind::FileTooLarge => Err(e.to_string()),
         Err(e) => return Err(HarborError::storage("read", &path, e)),
     };
-    let text = String::from_utf8(bytes).map_err(|e| e.to_string());
     let text = text.and_then(|text| {
         let rest = checked::of_checked_toml(&text)?;
         toml::from_str::<Text>(rest).map_err(|e| e.to_string())
@@ -73,6 +73,14 @@ pub(super) fn write(storage: &dyn Storage, dir: &Path, scrub: &Scrub) -> Result<
     let files = scrub.files.iter().map(file).collect();
     let text = toml::to_string(&Text { files }).map_err(|e| failed(io::Error::other(e)))?;
     replace(storage, &path, checked::toml(&text).as_bytes()).map_err(failed)
+}
+
+/// Counts everything as not verified, durable on return.
+pub(super) fn forget(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    let path = path_of(dir);
+    let failed = |e| HarborError::storage("remove", &path, e);
+    remove_if_there(storage, &path).map_err(failed)?;
+    storage.sync_dir(dir).map_err(failed)
 }
 
 impl Scrub {

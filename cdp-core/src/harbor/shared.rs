@@ -50,7 +50,7 @@ pub(crate) struct Shared {
     scrub: Mutex<Scrub>,
     /// In what a reader came upon damage.
     pub(crate) suspects: Arc<Suspects>,
-    /// Held while it is found out what damage costs.
+    /// Held while it is found out what damage costs, and while that changes.
     judging: Mutex<()>,
     bases: Mutex<Vec<BasePoint>>,
     /// Of all segments that were looked through.
@@ -103,7 +103,7 @@ impl Shared {
         let mut catalog = recover(storage, dir, &description.machine_id, &bases, report)?;
         forget_marks_if_damaged(storage, dir, report)?;
         let facts = take_facts(storage, dir, &mut catalog, report)?;
-        let (damage, scrub) = damage::take(storage, dir, &mut catalog.points, &mut report.damage)?;
+        let (damage, scrub) = damage::take(storage, dir, &mut catalog, &mut report.damage)?;
         let xml = xml::newest(storage, &dir.join("xml"))?;
         Ok(Shared {
             dir: dir.to_path_buf(),
@@ -137,6 +137,7 @@ impl Shared {
             return Err(HarborError::Busy("a recording"));
         }
         let _turn = self.turn_to_write();
+        let _judging = self.judging();
         let _no_removal = self.keep_segments();
         let mut report = RecoveryReport::default();
         let (storage, bases) = (&*self.options.storage, self.bases().clone());
@@ -146,7 +147,7 @@ impl Shared {
         let mut catalog = recover(storage, &self.dir, &id, &bases, &mut report)?;
         forget_marks_if_damaged(storage, &self.dir, &report)?;
         let facts = take_facts(storage, &self.dir, &mut catalog, &mut report)?;
-        self.damage().mark(&mut catalog.points);
+        self.take_recovered(&mut catalog)?;
         *self.facts() = facts;
         *self.catalog() = catalog;
         Ok(report)

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Lost;
 use crate::base::{BasePoint, layer_seq};
-use crate::bounds::CHAIN_MAX;
+use crate::bounds::{CHAIN_MAX, CLUSTER};
 use crate::error::{HarborError, Result};
 use crate::harbor::shared::Shared;
 use crate::machine::{VolumeDescription, VolumeId};
@@ -28,6 +28,28 @@ pub struct Cost {
     pub volume: VolumeId,
     /// The bytes of it that cannot be had, in order.
     pub areas: Vec<Area>,
+}
+
+impl Cost {
+    /// Takes another one of the volume into it, and all points in between.
+    pub(crate) fn widen(&mut self, other: Cost) {
+        self.first = self.first.min(other.first);
+        self.last = self.last.max(other.last);
+        self.areas.extend(other.areas);
+    }
+
+    /// Makes one area of all, with what lies in between.
+    pub(crate) fn join_areas(&mut self) {
+        let start = self.areas.iter().map(|area| area.offset).min();
+        let end = self
+            .areas
+            .iter()
+            .map(|area| area.offset.saturating_add(area.length));
+        if let (Some(offset), Some(end)) = (start, end.max()) {
+            let length = end - offset;
+            self.areas = vec![Area { offset, length }];
+        }
+    }
 }
 
 /// A range of a volume.
@@ -341,17 +363,18 @@ fn whole<'a>(points: impl Iterator<Item = &'a Looked>) -> Vec<(PointId, Vec<Area
 
 /// Returns what an image does not hold of some ranges: there, what lies below shows.
 fn not_held(image: &Qcow2Reader, ranges: Vec<Range<u64>>) -> Result<Vec<Range<u64>>> {
+    let cluster_len = CLUSTER as u64;
     let mut left: Vec<Range<u64>> = Vec::new();
     for range in ranges {
         let mut at = range.start;
         while at < range.end {
             let (len, shows) = match image.stretch(at, range.end - at) {
                 Ok(stretch) => (stretch.len, stretch.held == Held::Nothing),
-                // What cannot be read is told of by itself.
-                Err(HarborError::Damaged { .. }) => (1, false),
+                // What cannot be read is told of by itself; it is the same for all of a cluster.
+                Err(HarborError::Damaged { .. }) => (cluster_len - at % cluster_len, false),
                 Err(other) => return Err(other),
             };
-            let end = at + len.max(1);
+            let end = at.saturating_add(len.max(1)).min(range.end);
             match left.last_mut() {
                 Some(last) if shows && last.end == at => last.end = end,
                 _ if shows => left.push(at..end),

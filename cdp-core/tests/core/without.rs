@@ -6,12 +6,16 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use cdp_core::{GapReason, Grade, Harbor, Options, Point, Timestamp, VolumeId};
+use cdp_core::bounds::LAYERS_MAX;
+use cdp_core::{
+    Clusters, GapReason, Grade, Harbor, Options, Point, PointId, Seq, Timestamp, VolumeId,
+};
 use tempfile::TempDir;
 
 use crate::harness::{
     Chance, KIB, Machine, Model, crash_image, machine, segments, small_segments, written,
 };
+use crate::layers_check::go_on;
 
 const SIZES: [u64; 3] = [512 * KIB, 256 * KIB, 64 * KIB];
 
@@ -162,23 +166,66 @@ fn steps(machine: &Machine, model: &mut Model, chance: &mut Chance, count: u64) 
     point(None);
 }
 
-fn compact(harbor: &Harbor) -> usize {
-    let mut files = 0;
-    while let Some(one) = harbor.compact(&mut |_| ControlFlow::Continue(())).unwrap() {
-        files += one.files;
+/// Builds layers, with points between them.
+fn build(machine: &Machine, model: &mut Model, chance: &mut Chance, layers: usize) {
+    for _ in 0..layers {
+        for _ in 0..15 {
+            model.step(&machine.recorder, chance);
+        }
+        let point = machine.recorder.point(Grade::Crash, None).unwrap();
+        machine.harbor.build_base(point.id, &mut go_on).unwrap();
     }
-    files
 }
 
-/// A machine with all there is: cold segments, hot ones, gaps, a volume that grew and one that was unplugged.
+/// Builds more layers than are kept: some become one, and when the oldest points are deleted some go into the full.
+fn build_and_merge(machine: &Machine, model: &mut Model, chance: &mut Chance) {
+    let harbor = &machine.harbor;
+    let layers = || harbor.base_points(VolumeId(0));
+    let merge = |first_kept| {
+        let merged = harbor.merge_bases(first_kept, Clusters::Compressed, &mut go_on);
+        assert!(merged.unwrap().len() >= 2 * SIZES.len());
+        assert_eq!(layers().len(), LAYERS_MAX);
+    };
+    build(machine, model, chance, LAYERS_MAX + 1);
+    merge(Seq(0));
+    assert_eq!(layers()[0].seq, Seq(0));
+    let oldest = layers()[2].seq;
+    assert!(delete(harbor, |point| point.seq < oldest) > 0);
+    build(machine, model, chance, 2);
+    merge(harbor.first_kept().unwrap());
+    assert_eq!(layers()[0].seq, oldest, "the full took others in");
+}
+
+/// Deletes points; returns how many went.
+fn delete(harbor: &Harbor, goes: impl Fn(&Point) -> bool) -> usize {
+    let mut going = harbor.points();
+    going.retain(goes);
+    let going: Vec<PointId> = going.iter().map(|point| point.id).collect();
+    harbor.delete_points(&going).unwrap();
+    going.len()
+}
+
+/// Makes all cold that is worth it; returns how many segments went, and how many records.
+fn compact(harbor: &Harbor) -> (usize, u64) {
+    let (mut files, mut dropped) = (0, 0);
+    while let Some(one) = harbor.compact(&mut |_| ControlFlow::Continue(())).unwrap() {
+        files += one.files;
+        dropped += one.dropped;
+    }
+    (files, dropped)
+}
+
+/// A machine with all there is: layers that were built and merged, cold segments, hot ones, gaps, points that were deleted, a
+/// volume that grew and one that was unplugged.
 fn aged(seed: u64) -> Machine {
     let mut machine = machine(&SIZES, small_segments());
     let mut model = Model::new(&SIZES);
     let mut chance = Chance::new(seed);
-    for _ in 0..4 {
+    build_and_merge(&machine, &mut model, &mut chance);
+    for layers in [0, 0, 0, 1] {
         steps(&machine, &mut model, &mut chance, 100);
+        build(&machine, &mut model, &mut chance, layers);
     }
-    model.volumes[0][..512].fill(7);
     let grown = 400 * KIB + 512;
     change(&mut machine, VolumeId(1), Some(grown));
     model.volumes[1].resize(grown as usize, 0);
@@ -192,12 +239,16 @@ fn aged(seed: u64) -> Machine {
         seed.data(0, &content).unwrap();
         seed.finish(machine.recorder.sync().unwrap()).unwrap();
     }
+    drop(view);
     steps(&machine, &mut model, &mut chance, 60);
     change(&mut machine, VolumeId(2), None);
     machine.write(1, 300 * KIB, &[3; 5000]);
-    machine.recorder.point(Grade::Crash, None).unwrap();
+    let newest = machine.recorder.point(Grade::Crash, None).unwrap();
+    let third = |point: &Point| point.id.0 % 3 == 1 && point.id != newest.id;
+    assert!(delete(&machine.harbor, third) > 10);
     crash_image(&machine.dir(), &sources(&machine));
-    assert!(compact(&machine.harbor) > 5);
+    let (files, dropped) = compact(&machine.harbor);
+    assert!(files > 5 && dropped > 10);
     machine
 }
 
@@ -254,13 +305,22 @@ fn a_time_stands_for_the_newest_point_up_to_it() {
     machine.recorder.close().unwrap();
     let dir = machine.dir();
     let points = machine.harbor.points();
-    let chosen = &points[points.len() / 2];
+    let shown = |point: &Point| {
+        let view = machine.harbor.view(point.id).unwrap();
+        let mut bytes = vec![0; SIZES[0] as usize];
+        view.read_at(VolumeId(0), &mut bytes, 0).unwrap();
+        bytes
+    };
+    let half = points.len() / 2;
+    let differs = |at: &usize| shown(&points[*at]) != shown(&points[*at - 1]);
+    let at = (half..points.len()).find(differs).unwrap();
+    let chosen = &points[at];
     let by_number = restored(&dir, "vd0", &chosen.id.to_string()).unwrap();
     let by_time = restored(&dir, "vd0", &nanos(chosen.time)).unwrap();
     assert!(by_time == by_number);
     let before = Timestamp(chosen.time.0 - 1);
     let before = restored(&dir, "vd0", &nanos(before)).unwrap();
-    let expected = points[points.len() / 2 - 1].id.to_string();
+    let expected = points[at - 1].id.to_string();
     assert!(before == restored(&dir, "vd0", &expected).unwrap() && before != by_time);
     let refused = [
         ("vd0", "9999"),
@@ -283,11 +343,18 @@ fn damage_is_told_and_never_another_byte() {
     }
     let machine = aged(3);
     let newest = machine.harbor.newest_point().unwrap();
-    let earlier = machine.harbor.points()[5].id;
+    let layers = machine.harbor.base_points(VolumeId(0));
+    let behind = |point: &Point| {
+        let below = layers.iter().filter(|layer| layer.seq <= point.seq);
+        point.seq.0 - below.map(|layer| layer.seq.0).max().unwrap()
+    };
+    let points = machine.harbor.points();
+    // Of all points the one that most of the journal is read for.
+    let earlier = points.iter().max_by_key(|point| behind(point)).unwrap().id;
     let home = TempDir::new().unwrap();
     let mut chance = Chance::new(33);
     let (mut refused, mut shown) = (0, 0);
-    for round in 0..14 {
+    for round in 0..16 {
         let dir = home.path().join(round.to_string());
         crash_image(&machine.dir(), &dir);
         let paths: Vec<PathBuf> = segments(&dir);
@@ -326,24 +393,14 @@ fn what_points_toml_says_is_done() {
         return;
     }
     let machine = aged(4);
+    let harbor = &machine.harbor;
+    let points = harbor.points();
+    let ids: Vec<u64> = points.iter().map(|point| point.id.0).collect();
+    let (last, named) = (ids[4], ids[6]);
+    delete(harbor, |point| ids[2..5].contains(&point.id.0));
+    harbor.label_point(PointId(named), Some("later")).unwrap();
     let dir = machine.home.path().join("crashed");
     crash_image(&machine.dir(), &dir);
-    let ids: Vec<u64> = machine
-        .harbor
-        .points()
-        .iter()
-        .map(|point| point.id.0)
-        .collect();
-    let (first, last, named) = (ids[2], ids[4], ids[6]);
-    let text = format!(
-        "deleted = [[{first}, {last}]]\nlocked = []\n\n[[labels]]\npoint = {named}\nlabel = \"later\"\n"
-    );
-    let check = crc32c::crc32c(text.as_bytes());
-    fs::write(
-        dir.join("points.toml"),
-        format!("# crc32c {check:08x}\n{text}"),
-    )
-    .unwrap();
     let lines = listed(&dir).0;
     let numbers = lines
         .iter()
@@ -355,17 +412,16 @@ fn what_points_toml_says_is_done() {
         "{lines:?}"
     );
     assert!(restored(&dir, "0", &last.to_string()).is_err());
-    fs::write(
-        dir.join("points.toml"),
-        format!("# crc32c {:08x}\n{text}", check ^ 1),
-    )
-    .unwrap();
+    let path = dir.join("points.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("later", "Later")).unwrap();
     let output = script(&[dir.to_str().unwrap(), "--list"]);
     assert!(
         said(&output).contains("points.toml is damaged"),
         "{output:?}"
     );
-    assert_eq!(listed(&dir).0.len(), ids.len());
+    // Also those that were deleted before.
+    assert!(listed(&dir).0.len() > ids.len());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Makes the corpus of the fuzz targets anew, from real exchanges: QEMU's NBD client with our server and tap,
-//! qemu-nbd with our client, a recording and a seed of ours, QEMU's monitor.
+//! qemu-nbd with our client, a recording and a seed of ours, what is said of points and found by verifications, QEMU's
+//! monitor.
 //!
 //! `cargo run -p virt-cdp-fuzz --example make_corpus`; needs qemu-io, qemu-img, qemu-nbd, qemu-storage-daemon and
 //! nbdinfo.
@@ -24,6 +25,9 @@ use cdp_core::{
 };
 use qemu_hook::nbd::{ConnectOptions, NbdClient, Piece};
 use virt_cdp_fuzz::pack;
+
+#[path = "corpus/kept.rs"]
+mod kept;
 
 type Done<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -417,7 +421,10 @@ fn layers(storage: &SimulatedStorage, harbor: &Harbor) -> Done {
 fn main() -> Done {
     let dir = std::env::temp_dir().join(format!("make-corpus-{}", std::process::id()));
     fs::create_dir(&dir)?;
-    let done = harbor().and_then(|()| nbd(&dir)).and_then(|()| qmp(&dir));
+    let done = kept::make()
+        .and_then(|()| harbor())
+        .and_then(|()| nbd(&dir))
+        .and_then(|()| qmp(&dir));
     fs::remove_dir_all(&dir)?;
     done
 }

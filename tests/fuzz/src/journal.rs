@@ -12,10 +12,10 @@ use cdp_core::{Grade, Harbor, HarborError, MachineDescription, Options, VolumeId
 
 use crate::sparse::expand;
 
-const DIR: &str = "/harbor";
+pub(crate) const DIR: &str = "/harbor";
 /// Bytes of the one volume of the harbor whose journal is read.
-const SIZE: u64 = 256 * 1024;
-const DESCRIPTION: &str = r#"
+pub(crate) const SIZE: u64 = 256 * 1024;
+pub(crate) const DESCRIPTION: &str = r#"
 format_version = 1
 name = "fuzz"
 machine_id = "fuzz"
@@ -30,7 +30,7 @@ target = "vda"
 size = 262144
 "#;
 
-fn options(storage: &SimulatedStorage) -> Options {
+pub(crate) fn options(storage: &SimulatedStorage) -> Options {
     Options {
         storage: Arc::new(storage.clone()),
         // The room that a segment reserves is memory here, and takes a second to be had.
@@ -40,7 +40,7 @@ fn options(storage: &SimulatedStorage) -> Options {
 }
 
 /// Makes a harbor with an empty base point, of the description and the segments that are given.
-fn harbor(description: &[u8], segments: &[Vec<u8>]) -> SimulatedStorage {
+pub(crate) fn harbor(description: &[u8], segments: &[Vec<u8>]) -> SimulatedStorage {
     let storage = SimulatedStorage::new(1);
     let put = |name: &str, bytes: &[u8]| storage.put(&Path::new(DIR).join(name), bytes);
     put("LOCK", b"");

@@ -5,18 +5,20 @@
 //! mutations of it; `libfuzzer` has them for cargo-fuzz, which is guided by coverage (`make fuzz`).
 
 mod journal;
+mod kept;
 mod monitor;
 mod nbd;
 mod sparse;
 mod tap;
 
+pub use kept::recorded;
 pub use sparse::{expand, pack};
 
 /// A target: its name, which is that of its corpus, and what takes the bytes.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 12] = [
     ("tap_handshake", tap::handshake),
     ("tap_requests", tap::requests),
     ("view_handshake", nbd::view_handshake),
@@ -25,5 +27,8 @@ pub const TARGETS: [Target; 9] = [
     ("segment", journal::segment),
     ("description", journal::description),
     ("qcow2", journal::qcow2),
+    ("points", kept::points),
+    ("damage", kept::damage),
+    ("scrub", kept::scrub),
     ("qmp", monitor::qmp),
 ];
