@@ -176,7 +176,7 @@ impl Shared {
     }
 
     /// Returns the points that are offered, oldest first, as retention looks at them.
-    fn candidates(&self) -> Vec<Candidate> {
+    pub(super) fn candidates(&self) -> Vec<Candidate> {
         let pinned = self.pins.pinned();
         let Some(first) = self.first_valid() else {
             return Vec::new();
