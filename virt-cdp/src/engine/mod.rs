@@ -58,6 +58,7 @@ mod keeping;
 
 mod tidy;
 
+mod space;
 mod verify;
 mod views;
 

@@ -11,6 +11,8 @@ use std::sync::{
 
 use virt_cdp::api::{ApiError, ApiErrorKind, ApiResult, Engine, v1};
 
+use crate::fake_space;
+
 /// 2026-01-02 03:04:05.123456789 UTC.
 pub(crate) const POINT_NS: i64 = 1_767_323_045_123_456_789;
 
@@ -547,6 +549,12 @@ impl Engine for Fake {
             files: Vec::new(),
             ..job("verify", "running")
         })
+    }
+
+    fn get_space(&self, request: v1::SpaceRequest) -> ApiResult<v1::Space> {
+        self.note(&request);
+        check(&request.name)?;
+        Ok(fake_space::space(&request))
     }
 
     fn get_job(&self, request: v1::JobRequest) -> ApiResult<v1::Job> {
