@@ -124,10 +124,17 @@ impl Harbor {
     /// one compaction.
     ///
     /// # Errors
-    /// The index of a segment is damaged, or a segment went meanwhile; the storage failed.
+    /// The index of a segment is damaged; the storage failed.
     pub fn gain(&self, points: &[PointId]) -> Result<Freed> {
         let gone: HashSet<PointId> = points.iter().copied().collect();
-        estimate::gain(&self.shared, &self.shared.kept_points(), &gone)
+        let estimate = || estimate::gain(&self.shared, &self.shared.kept_points(), &gone);
+        match estimate() {
+            // Compaction has put another in a segment's place meanwhile: what there is now is looked at.
+            Err(HarborError::Storage { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                estimate()
+            }
+            outcome => outcome,
+        }
     }
 
     /// Finds the first point of each layer.

@@ -68,3 +68,72 @@ fn layer(layer: &LayerSpace, description: &MachineDescription) -> v1::LayerSpace
         hashes_bytes: layer.hashes,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cdp_core::{
+        JournalSpace, MachineSource, Mode, Seq, Timestamp, VolumeDescription, VolumeId,
+        machine::FORMAT_VERSION,
+    };
+
+    use super::*;
+
+    #[test]
+    fn each_part_comes_under_its_name_and_volumes_under_their_targets() {
+        let described = MachineDescription {
+            format_version: FORMAT_VERSION,
+            name: "web1".into(),
+            machine_id: "0b7a".into(),
+            point_interval_ms: 1000,
+            created: Timestamp(0),
+            mode: Mode::Active,
+            ack: None,
+            flush_interval_ms: None,
+            policy: None,
+            source: MachineSource::Qmp {
+                socket: "/run/qmp".into(),
+            },
+            volumes: vec![VolumeDescription::new(VolumeId(7), "vda", 512)],
+        };
+        let layer = |volume, image| LayerSpace {
+            volume: VolumeId(volume),
+            seq: Seq(11),
+            first_point: None,
+            image,
+            hashes: 2,
+        };
+        let taken = SpaceTaken {
+            layers: vec![layer(7, 1), layer(9, 3)],
+            journal: JournalSpace {
+                sealed_count: 4,
+                sealed: 5,
+                cold_count: 6,
+                cold: 7,
+                recorded: 8,
+                reserved: 9,
+            },
+            unfinished: 10,
+            other: 12,
+        };
+        let said = message(&taken, &described);
+        let journal = v1::JournalSpace {
+            sealed_segments: 4,
+            sealed_bytes: 5,
+            cold_segments: 6,
+            cold_bytes: 7,
+            recorded_bytes: 8,
+            reserved_bytes: 9,
+        };
+        assert_eq!(said.journal, Some(journal));
+        assert_eq!((said.unfinished_bytes, said.other_bytes), (10, 12));
+        assert_eq!(said.total_bytes, 1 + 2 + 3 + 2 + 5 + 7 + 8 + 9 + 10 + 12);
+        let volumes: Vec<&str> = said.layers.iter().map(|one| one.volume.as_str()).collect();
+        // One of a volume that is not described any more is known by its number.
+        assert_eq!(volumes, ["vda", &VolumeId(9).to_string()]);
+        let sizes = said
+            .layers
+            .iter()
+            .map(|one| (one.image_bytes, one.hashes_bytes, one.seq));
+        assert_eq!(sizes.collect::<Vec<_>>(), [(1, 2, 11), (3, 2, 11)]);
+    }
+}
