@@ -41,6 +41,7 @@ pub(crate) mod pace;
 mod pins;
 mod scrub;
 pub(crate) mod shared;
+mod space;
 pub(crate) mod suspects;
 mod xml;
 
@@ -51,6 +52,7 @@ pub use options::{AckRule, Options};
 pub use pins::Pin;
 pub use report::{Cut, RecoveryReport, Usage};
 use shared::Shared;
+pub use space::{Freed, JournalSpace, LayerSpace, SpaceTaken};
 
 /// The directory in which everything kept of one machine lives; a handle that can be cloned.
 #[derive(Debug, Clone)]

@@ -47,7 +47,8 @@ pub use buffer::IoBuf;
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use error::{HarborError, Held, JournalError, Refused};
 pub use harbor::{
-    AckRule, Compacted, Harbor, Marks, Options, Pin, RecoveryReport, Usage, VolumeMarks,
+    AckRule, Compacted, Freed, Harbor, JournalSpace, LayerSpace, Marks, Options, Pin,
+    RecoveryReport, SpaceTaken, Usage, VolumeMarks,
 };
 pub use machine::{MachineDescription, MachineSource, Mode, Plug, VolumeDescription, VolumeId};
 pub use point::{Gap, GapReason, Grade, Point, PointId, Seq, XmlVersion};

@@ -121,6 +121,15 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
     /// As the operating system says.
     fn length(&self) -> io::Result<u64>;
 
+    /// Returns the bytes that the file system has given the file, which may be fewer than its length, or more. A storage
+    /// that does not tell says its length.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn allocated(&self) -> io::Result<u64> {
+        self.length()
+    }
+
     /// Fills `buf` from byte `offset`.
     ///
     /// # Errors

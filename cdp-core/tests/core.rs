@@ -57,6 +57,8 @@ mod resync;
 mod retention;
 #[path = "core/seed.rs"]
 mod seed;
+#[path = "core/space.rs"]
+mod space;
 #[path = "core/time.rs"]
 mod time;
 #[path = "core/turns.rs"]

@@ -17,8 +17,8 @@ use v1::{
     AssignPolicyRequest, CloseViewRequest, CreatePointReply, CreatePointRequest, DomainHint,
     ExportRequest, Job, JobRequest, LabelPointRequest, ListPointsRequest, Machine, MachineList,
     MachineRequest, OpenViewRequest, PointChanges, PointList, PointsRequest, Policy, PolicyList,
-    PolicyPreview, PolicyRequest, PreviewPolicyRequest, ProtectRequest, SetPolicyRequest,
-    StatusReply, TakeoverList, TakeoverNameRequest, TakeoverReply, TakeoverRequest,
+    PolicyPreview, PolicyRequest, PreviewPolicyRequest, ProtectRequest, SetPolicyRequest, Space,
+    SpaceRequest, StatusReply, TakeoverList, TakeoverNameRequest, TakeoverReply, TakeoverRequest,
     UnprotectRequest, VerifyRequest, View, ViewList,
 };
 
@@ -134,6 +134,7 @@ pub trait Engine: Send + Sync + 'static {
     fn preview_policy(&self, request: PreviewPolicyRequest) -> ApiResult<PolicyPreview>;
 
     fn verify(&self, request: VerifyRequest) -> ApiResult<Job>;
+    fn get_space(&self, request: SpaceRequest) -> ApiResult<Space>;
 
     fn open_view(&self, request: OpenViewRequest) -> ApiResult<View>;
     fn list_views(&self) -> ApiResult<ViewList>;

@@ -7,8 +7,7 @@
 //! Invariant: no point goes that is locked, pinned, or the newest. A change that fails is not seen by this process; the
 //! next one may find it, as the storage may have taken it nevertheless.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashSet};
 
 use super::facts::Facts;
 use super::pins::Pin;
@@ -17,11 +16,8 @@ use super::{Harbor, facts};
 use crate::bounds::LABEL_MAX;
 use crate::clock::Timestamp;
 use crate::error::{HarborError, Held, Result};
-use crate::journal::segment::Segment;
-use crate::machine::VolumeId;
 use crate::point::{Point, PointId, Seq};
 use crate::retention::{Candidate, Policy};
-use crate::storage::OpenMode;
 
 impl Harbor {
     /// Gives a point another label, or takes it away; durable on return.
@@ -124,24 +120,6 @@ impl Harbor {
         self.select(|points| points.first().map(|point| point.seq))?
     }
 
-    /// Returns how much room would be had if these points were deleted, in bytes: that of the journal's sealed segments
-    /// that no other point's view would read.
-    ///
-    /// It is the least there is to gain. A view reads the journal from the newest base point below it on, so as long as
-    /// there is one base point for each volume, every segment behind that is needed by the points that follow, and the
-    /// answer is 0. What is to be had by leaving single records out of a segment is not counted.
-    pub fn freed_by(&self, points: &[PointId]) -> u64 {
-        let gone: HashSet<PointId> = points.iter().copied().collect();
-        let (mut before, mut after) = (Vec::new(), Vec::new());
-        for point in self.points() {
-            if !gone.contains(&point.id) {
-                after.push(point.seq);
-            }
-            before.push(point.seq);
-        }
-        self.shared.segments_read_only(&before, &after)
-    }
-
     /// Changes what is said of a point that is offered.
     fn change_point(&self, point: PointId, change: impl FnOnce(&mut Facts)) -> Result<()> {
         self.shared.change_facts(|facts| {
@@ -176,7 +154,7 @@ impl Shared {
     }
 
     /// Returns the points that are offered, oldest first, as retention looks at them.
-    fn candidates(&self) -> Vec<Candidate> {
+    pub(super) fn candidates(&self) -> Vec<Candidate> {
         let pinned = self.pins.pinned();
         let Some(first) = self.first_valid() else {
             return Vec::new();
@@ -238,104 +216,5 @@ impl Shared {
         facts::write(&*self.options.storage, &self.dir, &changed)?;
         *self.facts() = changed;
         Ok(())
-    }
-
-    /// Returns the bytes of the sealed segments that a view at one of `before` reads, and none at one of `after` does.
-    fn segments_read_only(&self, before: &[Seq], after: &[Seq]) -> u64 {
-        let bases: Vec<(VolumeId, Seq)> = {
-            let bases = self.bases();
-            bases.iter().map(|base| (base.volume, base.seq)).collect()
-        };
-        let read = |points: &[Seq]| spans_read(&bases, points);
-        let (before, after) = (read(before), read(after));
-        let is_in = |spans: &[(Seq, Seq)], segment: &Segment| {
-            let behind = spans.partition_point(|(_, last)| *last < segment.first_seq);
-            spans
-                .get(behind)
-                .is_some_and(|(below, _)| *below < segment.last_seq())
-        };
-        // In order of their records: the last one of each volume is its newest.
-        let newest: BTreeMap<VolumeId, Seq> = bases.iter().copied().collect();
-        let head = newest.values().min().copied().unwrap_or_default();
-        let only = |segment: &&Arc<Segment>| {
-            // What lies behind the newest base points is needed to go on.
-            segment.is_sealed()
-                && segment.last_seq() <= head
-                && is_in(&before, segment)
-                && !is_in(&after, segment)
-        };
-        let segments: Vec<_> = self
-            .catalog()
-            .segments
-            .iter()
-            .filter(only)
-            .cloned()
-            .collect();
-        let len = |segment: &Arc<Segment>| {
-            let file = self.options.storage.open(&segment.path, OpenMode::Read);
-            file.and_then(|file| file.length()).unwrap_or_default()
-        };
-        segments.iter().map(len).sum()
-    }
-}
-
-/// Returns the spans of records that views at `points` (in order) read: behind the first record, up to the second. Spans
-/// that touch are one.
-fn spans_read(bases: &[(VolumeId, Seq)], points: &[Seq]) -> Vec<(Seq, Seq)> {
-    let mut newest = BTreeMap::new();
-    let mut rest = bases.to_vec();
-    rest.sort_unstable_by_key(|(_, seq)| *seq);
-    let mut rest = rest.into_iter().peekable();
-    let mut spans: Vec<(Seq, Seq)> = Vec::new();
-    for point in points {
-        while let Some((volume, seq)) = rest.next_if(|(_, seq)| seq <= point) {
-            newest.insert(volume, seq);
-        }
-        let Some(below) = newest.values().min().copied() else {
-            continue;
-        };
-        match spans.last_mut() {
-            Some(span) if below <= span.1 => span.1 = *point,
-            _ => spans.push((below, *point)),
-        }
-    }
-    spans
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_view_reads_from_the_newest_base_point_below_it_on() {
-        let base = |volume, seq| (VolumeId(volume), Seq(seq));
-        // bases, points, spans
-        type Row<'a> = (&'a [(VolumeId, Seq)], &'a [u64], &'a [(u64, u64)]);
-        let table: [Row<'_>; 5] = [
-            (&[base(0, 10)], &[10, 20, 90], &[(10, 90)]),
-            (
-                &[base(0, 10), base(0, 50)],
-                &[20, 90],
-                &[(10, 20), (50, 90)],
-            ),
-            (
-                &[base(0, 10), base(0, 50)],
-                &[20, 49, 50],
-                &[(10, 49), (50, 50)],
-            ),
-            // Two volumes: the one whose base point is older decides.
-            (
-                &[base(0, 10), base(0, 50), base(1, 12), base(1, 70)],
-                &[60, 80],
-                &[(12, 80)],
-            ),
-            (&[], &[5], &[]),
-        ];
-        for (bases, points, expected) in table {
-            let points: Vec<Seq> = points.iter().map(|seq| Seq(*seq)).collect();
-            let found = spans_read(bases, &points);
-            let found: Vec<(u64, u64)> = found.iter().map(|(a, b)| (a.0, b.0)).collect();
-            assert_eq!(found, expected, "{bases:?} {points:?}");
-        }
     }
 }

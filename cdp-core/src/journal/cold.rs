@@ -4,13 +4,14 @@
 //! payloads in order of volume and offset, compressed block by block. [`ColdFile`] is the door through which it is read:
 //! it shows the payloads, and behind them the index, as if they had never been compressed, so whoever reads a
 //! segment need not know. [`compact`] makes one out of others: [`choose`] says of which, [`thin`] which records are
-//! left out, [`write`] puts it on the disk.
+//! left out, [`write`] puts it on the disk. [`estimate`] says beforehand what that would free.
 //!
 //! Invariant: a cold segment never changes. It shows every kept point as the segments did that it stands for.
 //! A crash leaves an unfinished `.part`, or, once it has its name, some of the files that it stands for; both are
 //! removed when the harbor is opened.
 
 pub(crate) mod compact;
+pub(crate) mod estimate;
 
 mod choose;
 mod file;

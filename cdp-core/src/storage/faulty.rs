@@ -171,6 +171,10 @@ impl StorageFile for FaultyFile {
         self.file.length()
     }
 
+    fn allocated(&self) -> io::Result<u64> {
+        self.file.allocated()
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_at(buf, offset)
     }

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +19,9 @@ use crate::bounds::LOCK_PATIENCE;
 
 /// Most parts the kernel takes in one call.
 const PARTS_MAX: usize = 1024;
+
+/// Bytes of the unit in which the operating system counts what it has given a file.
+const STAT_BLOCK: u64 = 512;
 
 /// The operating system's files.
 #[derive(Debug, Clone, Copy, Default)]
@@ -130,6 +133,10 @@ impl RealFile {
 impl StorageFile for RealFile {
     fn length(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blocks() * STAT_BLOCK)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {

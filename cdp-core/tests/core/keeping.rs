@@ -291,37 +291,3 @@ fn what_is_opened_while_points_are_deleted_stays_or_is_refused() {
     }
     assert_eq!(harbor.points().len(), opened.len() + 1);
 }
-
-#[test]
-fn room_is_had_where_no_other_point_reads_a_segment() {
-    let machine = machine(&[64 * KIB], small_segments());
-    let (harbor, recorder) = (&machine.harbor, &machine.recorder);
-    for number in 1..=40 {
-        write(recorder, 0, 0, &[number; 32 * KIB as usize]);
-        recorder.point(Grade::Crash, None).unwrap();
-    }
-    let all: Vec<PointId> = (1..40).map(PointId).collect();
-    // One base point: the newest point needs everything.
-    assert_eq!(harbor.freed_by(&all), 0);
-    // Another one, of the middle; what it holds plays no part here.
-    let middle = harbor.point(PointId(20)).unwrap().seq;
-    let file = machine
-        .dir()
-        .join(format!("base/vol-00000/full-{:020}.qcow2", middle.0));
-    let made = harbor.base_points(VolumeId(0))[0].path.clone();
-    fs::copy(made, file).unwrap();
-    let (harbor, _home) = reopened(machine);
-    let below: Vec<PointId> = (1..20).map(PointId).collect();
-    let freed = harbor.freed_by(&below);
-    let journal = harbor.usage().unwrap().journal_bytes;
-    assert!(
-        freed > journal / 4 && freed < journal * 3 / 5,
-        "{freed} of {journal}"
-    );
-    // As long as one of them stays, what lies before it is needed.
-    assert_eq!(harbor.freed_by(&below[..below.len() - 1]), 0);
-    assert_eq!(harbor.freed_by(&[]), 0);
-    // Behind the newest base point everything is needed to go on.
-    let above: Vec<PointId> = (21..40).map(PointId).collect();
-    assert_eq!(harbor.freed_by(&above), 0);
-}

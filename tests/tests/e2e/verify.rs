@@ -39,7 +39,7 @@ fn write(storage: &StorageDaemon, first: u64, clusters: std::ops::Range<u64>) {
     let socket = storage.serve(1);
     let mut writer = Writer::connect(&socket, "disk0", 8, first);
     for cluster in clusters {
-        let content = |id: u64| (0..CLUSTER).map(|at| (at * id >> 3) as u8 | 1).collect();
+        let content = |id: u64| (0..CLUSTER).map(|at| ((at * id) >> 3) as u8 | 1).collect();
         writer.write(cluster * CLUSTER, CLUSTER, content);
     }
     writer.finish();

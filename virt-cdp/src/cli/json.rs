@@ -318,16 +318,8 @@ document! {
 }
 
 document! {
-    /// `point-lock`, `point-unlock`, `point-label`: the points as they are then.
+    /// `point-lock`, `point-unlock`, `point-label`: the points as they are then; `point-delete`: as they were.
     PointChanges(c: v1::PointChanges) { points: Vec<Point> = all(&c.points), }
-}
-
-document! {
-    /// `point-delete`: the points as they were.
-    DeletedPoints(c: v1::PointChanges) {
-        points: Vec<Point> = all(&c.points),
-        freed_bytes: u64 = c.freed_bytes,
-    }
 }
 
 document! {

@@ -30,6 +30,7 @@ mod policy_set;
 mod policy_show;
 mod protect;
 mod resume;
+mod space;
 mod status;
 mod suspend;
 mod takeover;
@@ -48,6 +49,7 @@ mod activity;
 mod coverage;
 mod job;
 mod json;
+mod json_space;
 mod json_watch;
 mod points;
 mod policy;
@@ -139,6 +141,7 @@ enum Command {
     PolicySet(policy_set::Args),
     PolicyAssign(policy_assign::Args),
     PolicyPreview(policy_preview::Args),
+    Space(space::Args),
     Verify(verify::Args),
     ViewOpen(view_open::Args),
     ViewList(view_list::Args),
@@ -184,6 +187,7 @@ impl Command {
             Self::PolicySet(args) => policy_set::run(args, session),
             Self::PolicyAssign(args) => policy_assign::run(args, session),
             Self::PolicyPreview(args) => policy_preview::run(args, session),
+            Self::Space(args) => space::run(args, session),
             Self::Verify(args) => verify::run(args, session),
             Self::ViewOpen(args) => view_open::run(args, session),
             Self::ViewList(args) => view_list::run(args, session),

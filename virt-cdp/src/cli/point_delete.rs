@@ -5,7 +5,7 @@ use super::{error::CliResult, json, points, session::Session};
 /// Deletes points, all of them or none; this cannot be undone
 ///
 /// Locked points, points in use by a view, an export or a takeover, and the newest point are refused. A time means the
-/// newest point not later, and the answer names it.
+/// newest point not later, and the answer names it. What room that makes tells 'virt-cdp space' beforehand.
 #[derive(Debug, clap::Args)]
 #[command(after_help = super::POINT_HELP)]
 pub(super) struct Args {
@@ -18,7 +18,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
     let changes = session
         .client
         .call(async |api| api.delete_points(request).await)?;
-    session.answer(&json::DeletedPoints::from(&changes), || {
-        points::deleted(&changes)
+    session.answer(&json::PointChanges::from(&changes), || {
+        points::each(&changes, "deleted")
     })
 }

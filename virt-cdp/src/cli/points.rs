@@ -4,7 +4,7 @@ use super::{
     at::{self, At},
     error::CliError,
 };
-use crate::{api::v1, units::format_size};
+use crate::api::v1;
 
 // No doc comment: it would stand in the help of each command instead of its own.
 #[derive(Debug, clap::Args)]
@@ -36,13 +36,4 @@ pub(super) fn each(changes: &v1::PointChanges, done: &str) -> String {
         .iter()
         .map(|point| format!("{}: {done}\n", name(point)));
     lines.collect()
-}
-
-/// As [`each`], for points that are gone, with the room that makes.
-pub(super) fn deleted(changes: &v1::PointChanges) -> String {
-    let freed = match changes.freed_bytes {
-        0 => String::new(),
-        bytes => format!("frees {} at least\n", format_size(bytes)),
-    };
-    each(changes, "deleted") + &freed
 }

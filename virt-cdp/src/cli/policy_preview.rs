@@ -43,7 +43,7 @@ fn describe(machine: &str, preview: &v1::PolicyPreview) -> String {
     let policy = preview.policy.clone().unwrap_or_default();
     let going = preview.points.len();
     let mut text = format!(
-        "by policy {}, {going} of {} points of {machine} would go, which frees {} at least\n",
+        "by policy {}, {going} of {} points of {machine} would go, which frees about {}\n",
         policy.name,
         preview.kept.saturating_add(going as u64),
         format_size(preview.freed_bytes)

@@ -180,6 +180,7 @@ calls! {
     discard_takeover(v1::TakeoverNameRequest) -> v1::Empty =
         |engine, message| engine.discard_takeover(message).map(empty);
     commit_takeover(v1::TakeoverNameRequest) -> v1::Job = |engine, message| engine.commit_takeover(message);
+    get_space(v1::SpaceRequest) -> v1::Space = |engine, message| engine.get_space(message);
 }
 
 fn empty((): ()) -> v1::Empty {

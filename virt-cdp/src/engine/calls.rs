@@ -16,7 +16,7 @@ use super::{
     machine::{Machine, OBEY_DEADLINE, PointWish, State},
     messages, moments,
     quiesce::Made,
-    tidy, verify,
+    space, tidy, verify,
     views::Holder,
 };
 use crate::{
@@ -240,6 +240,10 @@ impl api::Engine for EngineHandle {
     fn verify(&self, request: v1::VerifyRequest) -> ApiResult<v1::Job> {
         let machine = self.0.machine(&request.name)?;
         verify::start(&self.0.jobs, &machine, &request)
+    }
+
+    fn get_space(&self, request: v1::SpaceRequest) -> ApiResult<v1::Space> {
+        space::space(&*self.0.machine(&request.name)?, &request)
     }
 
     fn get_job(&self, request: v1::JobRequest) -> ApiResult<v1::Job> {

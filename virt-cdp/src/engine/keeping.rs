@@ -76,7 +76,6 @@ impl Engine {
             }
             Ok(v1::PointChanges {
                 points: changed.iter().map(messages::point).collect(),
-                freed_bytes: 0,
             })
         })
     }
@@ -86,11 +85,9 @@ impl Engine {
         let (machine, harbor, points) = self.points_meant(&request.name, &request.at)?;
         machine.asked.run(THEN, move || {
             let ids: Vec<PointId> = points.iter().map(|point| point.id).collect();
-            let freed_bytes = harbor.freed_by(&ids);
             harbor.delete_points(&ids).map_err(from_harbor)?;
             Ok(v1::PointChanges {
                 points: points.iter().map(messages::point).collect(),
-                freed_bytes,
             })
         })
     }
@@ -210,7 +207,7 @@ impl Engine {
         };
         let in_force = self.policies.require(&name)?;
         let message = self.policy_message(&name, in_force);
-        Ok(tidy::preview(&machine.harbor(), message, in_force))
+        tidy::preview(&machine.harbor(), message, in_force)
     }
 
     fn policy_message(&self, name: &str, in_force: InForce) -> v1::Policy {

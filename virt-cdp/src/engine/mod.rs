@@ -60,6 +60,7 @@ mod keeping;
 
 mod tidy;
 
+mod space;
 mod verify;
 mod views;
 

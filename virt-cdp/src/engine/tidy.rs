@@ -17,7 +17,9 @@ use std::{
 use cdp_core::{Harbor, Mode, Usage};
 
 use super::{
-    Engine, guard,
+    Engine,
+    errors::from_harbor,
+    guard,
     machine::{Machine, now},
     policies::InForce,
 };
@@ -212,16 +214,21 @@ fn limit(in_force: Option<InForce>) -> u64 {
 }
 
 /// What a round would remove by a policy now, for `policy-preview`.
-pub(crate) fn preview(harbor: &Harbor, policy: v1::Policy, in_force: InForce) -> v1::PolicyPreview {
+pub(crate) fn preview(
+    harbor: &Harbor,
+    policy: v1::Policy,
+    in_force: InForce,
+) -> ApiResult<v1::PolicyPreview> {
     let going = harbor.preview_policy(&in_force.policy.keep, now());
     let ids: Vec<cdp_core::PointId> = going.iter().map(|point| point.id).collect();
     let all = harbor.points().len() as u64;
-    v1::PolicyPreview {
+    let freed = harbor.gain(&ids).map_err(from_harbor)?;
+    Ok(v1::PolicyPreview {
         policy: Some(policy),
         kept: all.saturating_sub(ids.len() as u64),
-        freed_bytes: harbor.freed_by(&ids),
+        freed_bytes: freed.soon + freed.later,
         points: going.iter().map(super::messages::point).collect(),
-    }
+    })
 }
 
 #[cfg(test)]

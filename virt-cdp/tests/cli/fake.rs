@@ -11,6 +11,8 @@ use std::sync::{
 
 use virt_cdp::api::{ApiError, ApiErrorKind, ApiResult, Engine, v1};
 
+use crate::fake_space;
+
 /// 2026-01-02 03:04:05.123456789 UTC.
 pub(crate) const POINT_NS: i64 = 1_767_323_045_123_456_789;
 
@@ -180,10 +182,9 @@ fn policy(name: &str) -> v1::Policy {
     }
 }
 
-fn changes(freed_bytes: u64) -> v1::PointChanges {
+fn changes() -> v1::PointChanges {
     v1::PointChanges {
         points: vec![point()],
-        freed_bytes,
     }
 }
 
@@ -465,25 +466,25 @@ impl Engine for Fake {
     fn lock_points(&self, request: v1::PointsRequest) -> ApiResult<v1::PointChanges> {
         self.note(&request);
         check(&request.name)?;
-        Ok(changes(0))
+        Ok(changes())
     }
 
     fn unlock_points(&self, request: v1::PointsRequest) -> ApiResult<v1::PointChanges> {
         self.note(&request);
         check(&request.name)?;
-        Ok(changes(0))
+        Ok(changes())
     }
 
     fn label_point(&self, request: v1::LabelPointRequest) -> ApiResult<v1::PointChanges> {
         self.note(&request);
         check(&request.name)?;
-        Ok(changes(0))
+        Ok(changes())
     }
 
     fn delete_points(&self, request: v1::PointsRequest) -> ApiResult<v1::PointChanges> {
         self.note(&request);
         check(&request.name)?;
-        Ok(changes(3 << 20))
+        Ok(changes())
     }
 
     fn list_policies(&self) -> ApiResult<v1::PolicyList> {
@@ -573,6 +574,12 @@ impl Engine for Fake {
             files: Vec::new(),
             ..job("verify", "running")
         })
+    }
+
+    fn get_space(&self, request: v1::SpaceRequest) -> ApiResult<v1::Space> {
+        self.note(&request);
+        check(&request.name)?;
+        Ok(fake_space::space(&request))
     }
 
     fn get_job(&self, request: v1::JobRequest) -> ApiResult<v1::Job> {

@@ -203,7 +203,7 @@ fn the_documents_are_as_promised() {
         ),
         (
             &["point-delete", "web1", "123"],
-            json!({"points": [point()], "freed_bytes": 3_145_728}),
+            json!({"points": [point()]}),
         ),
         (&["policy-show", "long"], policy("long")),
         (&["policy-set", "long", "--all", "1d"], policy("long")),

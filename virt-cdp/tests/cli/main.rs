@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod fake;
+mod fake_space;
 mod stage;
 
 mod at;
@@ -18,4 +19,5 @@ mod help;
 mod json;
 mod people;
 mod shell;
+mod space;
 mod waiting;

@@ -289,7 +289,7 @@ fn points_are_named_after_what_was_done_to_them() {
         ),
         (
             &["point-delete", "web1", "123"],
-            "point 123, 2026-01-02 03:04:05.123 (before): deleted\nfrees 3 MiB at least\n",
+            "point 123, 2026-01-02 03:04:05.123 (before): deleted\n",
             "at: [At { at: Some(Point(123)) }]",
         ),
     ];
@@ -343,7 +343,7 @@ fn policies_are_shown_set_and_looked_ahead() {
     );
     assert_eq!(
         stage.run(&["policy-preview", "web1", "long"]).good(),
-        "by policy long, 1 of 7 points of web1 would go, which frees 3 MiB at least
+        "by policy long, 1 of 7 points of web1 would go, which frees about 3 MiB
 
  Id    Time                      Label
 -----------------------------------------

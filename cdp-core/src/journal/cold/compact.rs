@@ -7,6 +7,7 @@
 //! Invariant: at every moment the catalog has either all sources or what stands for them. Views that are open keep the
 //! files of the sources open. A source that is damaged is left as it is.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError};
 
@@ -19,6 +20,7 @@ use crate::error::{HarborError, Result};
 use crate::format::{ColdFooter, ColdHeader, Kind};
 use crate::harbor::shared::Shared;
 use crate::journal::segment::Segment;
+use crate::machine::VolumeId;
 use crate::point::{PointId, Seq};
 use crate::storage::replace::{part_of, put_in_place, remove_if_there};
 use crate::storage::{OpenMode, StorageFile};
@@ -62,17 +64,27 @@ fn sources(shared: &Shared, kept: &[(PointId, Seq)]) -> Result<Option<Vec<Arc<Se
     if !shared.seeding().is_empty() {
         return Ok(None);
     }
-    let Some(behind) = shared.newest_common_base() else {
-        return Ok(None);
-    };
     let segments = shared.catalog().segments.clone();
+    let candidates = candidates(shared, &segments, kept, shared.newest_common_base())?;
+    let chosen = choose(&candidates).and_then(|run| segments.get(run));
+    Ok(chosen.map(<[_]>::to_vec))
+}
+
+/// Looks at segments, for points at the records `kept`, in order. Those that have no record behind `behind` are eligible;
+/// none without it.
+pub(super) fn candidates(
+    shared: &Shared,
+    segments: &[Arc<Segment>],
+    kept: &[(PointId, Seq)],
+    behind: Option<Seq>,
+) -> Result<Vec<Candidate>> {
     let mut candidates = Vec::with_capacity(segments.len());
-    for segment in &segments {
+    for segment in segments {
         let (first, last) = (segment.first_seq, segment.last_seq());
         // Both are in order, and there may be many.
         let before = kept.partition_point(|(_, seq)| *seq < first);
         let behind_it = kept.partition_point(|(_, seq)| *seq <= last);
-        let eligible = segment.is_sealed() && last <= behind;
+        let eligible = segment.is_sealed() && Some(last) <= behind;
         candidates.push(Candidate {
             eligible,
             is_cold: segment.cold().is_some(),
@@ -86,13 +98,61 @@ fn sources(shared: &Shared, kept: &[(PointId, Seq)]) -> Result<Option<Vec<Arc<Se
             kept: behind_it.saturating_sub(before) as u64,
         });
     }
-    let chosen = choose(&candidates).and_then(|run| segments.get(run));
-    Ok(chosen.map(<[_]>::to_vec))
+    Ok(candidates)
+}
+
+/// A segment that is made into another one, open.
+pub(super) type Source = (Arc<Segment>, Arc<dyn StorageFile>);
+
+/// The records of some segments.
+pub(super) struct Records {
+    /// Those that change a volume.
+    pub(super) data: Vec<Sourced>,
+    pub(super) others: Vec<Sourced>,
+}
+
+impl Records {
+    /// Reads the records of segments that are open.
+    pub(super) fn read(sources: &[Source]) -> Result<Records> {
+        let (mut data, mut others) = (Vec::new(), Vec::new());
+        for (source, (segment, file)) in sources.iter().enumerate() {
+            segment.for_each(&**file, |record| {
+                let list = match record.kind.is_data() {
+                    true => &mut data,
+                    false => &mut others,
+                };
+                list.push(Sourced {
+                    record: *record,
+                    source,
+                });
+            })?;
+        }
+        Ok(Records { data, others })
+    }
+
+    /// Leaves out what points at the records `kept` need not, in order; the oldest base points are `oldest`.
+    pub(super) fn leave_out(mut self, oldest: &BTreeMap<VolumeId, Seq>, kept: &[Seq]) -> Records {
+        // What the oldest base points contain, no point needs.
+        self.data.retain(|one| {
+            oldest
+                .get(&one.record.volume)
+                .is_none_or(|seq| one.record.seq > *seq)
+        });
+        let data = thin(self.data, kept);
+        // Points that are not kept go; gaps stay, which the coverage tells.
+        self.others.retain(|one| {
+            one.record.kind != Kind::Point || kept.binary_search(&one.record.seq).is_ok()
+        });
+        Records {
+            data,
+            others: self.others,
+        }
+    }
 }
 
 /// The making of one cold segment.
 struct Work {
-    sources: Vec<(Arc<Segment>, Arc<dyn StorageFile>)>,
+    sources: Vec<Source>,
     kept: Vec<(PointId, Seq)>,
     header: ColdHeader,
     footer: ColdFooter,
@@ -156,33 +216,10 @@ impl Work {
     }
 
     fn write(&mut self, shared: &Shared, control: Control<'_>) -> Result<Option<Compacted>> {
-        let (mut data, mut others) = (Vec::new(), Vec::new());
-        for (source, (segment, file)) in self.sources.iter().enumerate() {
-            segment.for_each(&**file, |record| {
-                let list = match record.kind.is_data() {
-                    true => &mut data,
-                    false => &mut others,
-                };
-                list.push(Sourced {
-                    record: *record,
-                    source,
-                });
-            })?;
-        }
-        let all = data.len() + others.len();
-        // What the oldest base points contain, no point needs.
-        let oldest = shared.oldest_bases();
-        data.retain(|one| {
-            oldest
-                .get(&one.record.volume)
-                .is_none_or(|seq| one.record.seq > *seq)
-        });
+        let records = Records::read(&self.sources)?;
+        let all = records.data.len() + records.others.len();
         let seqs: Vec<Seq> = self.kept.iter().map(|(_, seq)| *seq).collect();
-        let data = thin(data, &seqs);
-        // Points that are not kept go; gaps stay, which the coverage tells.
-        others.retain(|one| {
-            one.record.kind != Kind::Point || seqs.binary_search(&one.record.seq).is_ok()
-        });
+        let Records { data, mut others } = records.leave_out(&shared.oldest_bases(), &seqs);
         others.sort_unstable_by_key(|one| one.record.seq);
         let points = others.iter().filter(|one| one.record.kind == Kind::Point);
         self.footer.points = points.count() as u64;
