@@ -116,7 +116,6 @@ fn verify(harbor: &Harbor, scope: Scope) -> Result<VerifyReport, HarborError> {
 
 /// What is still due that was not verified since then.
 fn since(time: Timestamp) -> Scope {
-        suspects: false,
     Scope {
         suspects: false,
         not_since: Some(time),
@@ -252,7 +251,7 @@ fn what_stood_in_a_file_that_is_damaged_itself_is_found_again_whenever_the_power
                 // It is called off when it has found the first of them, and not yet the second.
                 let segment = kept.storage.content(&kept.segment(1)).unwrap().len() as u64;
                 let enough = Scope {
-        suspects: false,
+                    suspects: false,
                     not_since: None,
                     bytes: Some(segment),
                 };
