@@ -5,13 +5,15 @@ import time
 
 from capture.meter import measured
 from capture.report import short
-from capture.stand import DISK, SECONDS
+from capture.stand import SECONDS
 
 from . import alone, bench, drop_pages, files_of
 
 CHANGED_MIB, CHANGED_GIB = 2048, 4
 VERIFIED_MIB, VERIFIED_GIB = 1024, 3
 HOURS = 24
+# What the guest writes to while layers of it are built, and the most layers there are.
+AREA_MIB, LAYERS = 256, 8
 # Base points as often as can be, and nothing but those.
 BUSY = '[tidy]\ninterval = "1s"\nbase_interval = "1s"\nscrub_interval = "0s"\n'
 CALM = '[tidy]\ninterval = "1h"\nscrub_interval = "0s"\n'
@@ -105,28 +107,44 @@ def guest(stand):
     work.mkdir()
     run_dir.mkdir(mode=0o711)
     daemon = bench.Daemon(work, run_dir, work, CALM, "virtcdpd-upkeep.log")
-    found = {"calm": [], "busy": []}
-    words = ("--rw=randwrite", "--bs=4k", "--iodepth=16", "--norandommap", f"--size={DISK}", "--time_based",
-             f"--runtime={round(SECONDS * 3000)}ms")
+    found, merging, log = {"calm": [], "busy": []}, 0, bench.OUT / "virtcdpd-upkeep.log"
+    words = ("--rw=randwrite", "--bs=4k", "--iodepth=16", "--norandommap", f"--size={AREA_MIB}m", "--time_based",
+             f"--runtime={round(SECONDS * 5000)}ms")
+    few = (*words[:-3], "--size=1m", "--io_size=1m")
     try:
         with stand.storage_daemon(image) as storage, stand.protected(daemon, storage, "upkeep") as name:
             with storage.served(mirrored=True):
+                configured(daemon, BUSY)
+                # As many layers as there may be: from then on, each that is built has others merged.
+                for count in range(2, LAYERS + 1):
+                    storage.fio(*few, f"--offset={count}m")
+                    bench.wait_for(f"{count} layers", 60, lambda: len(layers_of(daemon, name)) >= count)
                 for number in range(bench.ROUNDS + 1):
                     for state, settings in (("calm", CALM), ("busy", BUSY)):
                         configured(daemon, settings)
                         daemon.wait_protected(name)
-                        before = base_of(daemon, name)
+                        before, merged = base_of(daemon, name), merges(log)
                         done = measured(daemon.process.pid, lambda: storage.fio(*words))
                         if (base_of(daemon, name) != before) != (state == "busy"):
                             raise bench.Failure(f"base points were {'not ' * (state == 'busy')}built while {state}")
                         if number:
                             found[state].append(done)
+                            merging += merges(log) - merged
     finally:
         daemon.stop()
     calm = stand.report.row("guest", "4 KiB random, depth 16", "nothing is built", found["calm"])
-    busy = stand.report.row("guest", "4 KiB random, depth 16", "base points are built all the time", found["busy"])
-    note = f"{short(busy['iops'])} against {short(calm['iops'])} writes/s; `tidy.rate` as it is by default"
-    stand.report.figure("upkeep", busy["iops"] / calm["iops"], note)
+    busy = stand.report.row("guest", "4 KiB random, depth 16", "base points are built and merged all the time", found["busy"])
+    note = f"{short(busy['iops'])} against {short(calm['iops'])} writes/s; {merging} merges; `tidy.rate` as it is by default"
+    stand.report.figure("upkeep", busy["iops"] / calm["iops"], note, proven=merging >= bench.ROUNDS)
+
+
+def merges(log):
+    """How often layers were merged so far."""
+    return log.read_text(errors="replace").count("layers merged")
+
+
+def layers_of(daemon, name):
+    return [path for path, _ in base_of(daemon, name) if path.endswith(".qcow2")]
 
 
 def base_of(daemon, name):

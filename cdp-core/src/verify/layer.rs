@@ -1,10 +1,10 @@
 //! Verifies one layer of a volume: the structure of its image, the hashes beside it, and every cluster it holds by its hash.
 //!
-//! A thread goes over the volume and reads what the layer holds, in large pieces; another one compares the hashes. What has
+//! Threads go over the volume and read what the layer holds, piece by piece in turn; another one compares the hashes. What has
 //! no hash is counted: it cannot be told whether that is right, but for what the structure shows.
 
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 
 use super::{Found, Lost, Teller};
@@ -19,6 +19,10 @@ use crate::qcow2::reader::{Held, Qcow2Reader};
 use crate::storage::Storage;
 
 const CLUSTER_LEN: u64 = CLUSTER as u64;
+/// Threads that read a layer.
+const READERS: usize = 2;
+/// The longest stretch that is asked for.
+const STRETCH_MAX: u64 = 16 * COPY_PIECE as u64;
 
 /// What is found of a layer and of its hashes.
 #[derive(Debug)]
@@ -83,10 +87,13 @@ pub(super) fn check(
     };
     content.advance()?;
     thread::scope(|scope| {
-        let (sender, pieces) = sync_channel(PIECES_AHEAD);
+        let (ours, mut ways) = Ways::new();
         let image = &image;
-        scope.spawn(move || read(image, &sender));
-        content.take(&pieces, teller)
+        for (turn, way) in ours.into_iter().enumerate() {
+            // The first piece has number 1.
+            scope.spawn(move || read(image, (turn + 1) % READERS, &way));
+        }
+        content.take(&mut ways, teller)
     })
 }
 
@@ -143,59 +150,113 @@ enum Piece {
     Broken(Range<u64>, String),
 }
 
-/// Reads what a layer holds, in order, until nobody wants the next piece.
-fn read(image: &Qcow2Reader, sender: &SyncSender<Result<Piece>>) {
-    let mut at = 0;
+/// Where a thread's pieces go, and where their memory comes back from.
+struct Way {
+    pieces: SyncSender<Piece>,
+    spent: Receiver<Vec<u8>>,
+}
+
+/// Where pieces come from, each of its thread in turn, and where their memory goes back to.
+struct Ways {
+    pieces: Vec<Receiver<Piece>>,
+    spent: Vec<Sender<Vec<u8>>>,
+    next: usize,
+}
+
+impl Ways {
+    /// Makes as many as there are threads.
+    fn new() -> (Vec<Way>, Ways) {
+        let mut ours = Vec::new();
+        let mut ways = Ways {
+            pieces: Vec::new(),
+            spent: Vec::new(),
+            next: 0,
+        };
+        for _ in 0..READERS {
+            let (pieces, received) = sync_channel(PIECES_AHEAD);
+            let (back, spent) = channel();
+            ours.push(Way { pieces, spent });
+            ways.pieces.push(received);
+            ways.spent.push(back);
+        }
+        (ours, ways)
+    }
+
+    /// Returns the next piece; none behind the last.
+    fn next(&mut self) -> Option<Piece> {
+        let piece = self.pieces.get(self.next)?.recv().ok();
+        self.next = (self.next + 1) % READERS;
+        piece
+    }
+
+    /// Gives back the memory of the piece that was returned last.
+    fn give_back(&self, bytes: Vec<u8>) {
+        let last = (self.next + READERS - 1) % READERS;
+        if let Some(spent) = self.spent.get(last) {
+            // Nobody may want it any more.
+            let _ = spent.send(bytes);
+        }
+    }
+}
+
+/// Reads every so manyth piece of what a layer holds, in order, until nobody wants the next one.
+fn read(image: &Qcow2Reader, turn: usize, way: &Way) {
+    let (mut at, mut count) = (0, 0);
     while at < image.size() {
         let first = at / CLUSTER_LEN;
-        let (piece, len) = match image.stretch(at, image.size() - at) {
+        // What is read of a stretch is not more than a piece: it need not be known how far it goes on from there.
+        let most = (image.size() - at).min(STRETCH_MAX);
+        let (len, is_piece, held) = match image.stretch(at, most) {
             Ok(stretch) => match stretch.held {
-                Held::Nothing => (None, stretch.len),
-                Held::Zeros => {
-                    let behind = first + stretch.len.div_ceil(CLUSTER_LEN);
-                    (Some(Piece::Zeros(first..behind)), stretch.len)
-                }
-                Held::Bytes(place) => {
-                    let len = stretch.len.min(COPY_PIECE as u64);
-                    (Some(read_bytes(image, first, place, len)), len)
-                }
-                Held::Packed(packed) => {
-                    let len = stretch.len.min(CLUSTER_LEN);
-                    let piece = match image.unpack(packed) {
-                        Ok(mut bytes) => {
-                            bytes.truncate(len as usize);
-                            Piece::Bytes(first, bytes, None)
-                        }
-                        Err(error) => Piece::Broken(first..first + 1, error.to_string()),
-                    };
-                    (Some(piece), len)
-                }
+                Held::Nothing => (stretch.len, false, Ok(stretch.held)),
+                Held::Zeros => (stretch.len, true, Ok(stretch.held)),
+                Held::Bytes(_) => (stretch.len.min(COPY_PIECE as u64), true, Ok(stretch.held)),
+                Held::Packed(_) => (stretch.len.min(CLUSTER_LEN), true, Ok(stretch.held)),
             },
-            Err(error) => {
-                let len = CLUSTER_LEN.min(image.size() - at);
-                (
-                    Some(Piece::Broken(first..first + 1, error.to_string())),
-                    len,
-                )
-            }
+            Err(error) => (CLUSTER_LEN.min(image.size() - at), true, Err(error)),
         };
-        if let Some(piece) = piece
-            && sender.send(Ok(piece)).is_err()
-        {
-            return;
+        if is_piece {
+            count += 1;
+            if count % READERS == turn
+                && way
+                    .pieces
+                    .send(piece(image, first, len, held, &way.spent))
+                    .is_err()
+            {
+                return;
+            }
         }
         at += len;
     }
 }
 
-fn read_bytes(image: &Qcow2Reader, first: u64, place: u64, len: u64) -> Piece {
-    let mut bytes = vec![0; len as usize];
-    match image.read_file(&mut bytes, place) {
-        Ok(()) => Piece::Bytes(first, bytes, Some(place)),
-        Err(error) => {
-            let behind = first + len.div_ceil(CLUSTER_LEN);
-            Piece::Broken(first..behind, error.to_string())
+/// Reads `len` bytes from a cluster on, of which it is known how they are held.
+fn piece(
+    image: &Qcow2Reader,
+    first: u64,
+    len: u64,
+    held: Result<Held>,
+    spent: &Receiver<Vec<u8>>,
+) -> Piece {
+    let clusters = first..first + len.div_ceil(CLUSTER_LEN);
+    match held {
+        Ok(Held::Nothing | Held::Zeros) => Piece::Zeros(clusters),
+        Ok(Held::Bytes(place)) => {
+            let mut bytes = spent.try_recv().unwrap_or_default();
+            bytes.resize(len as usize, 0);
+            match image.read_file(&mut bytes, place) {
+                Ok(()) => Piece::Bytes(first, bytes, Some(place)),
+                Err(error) => Piece::Broken(clusters, error.to_string()),
+            }
         }
+        Ok(Held::Packed(packed)) => match image.unpack(packed) {
+            Ok(mut bytes) => {
+                bytes.truncate(len as usize);
+                Piece::Bytes(first, bytes, None)
+            }
+            Err(error) => Piece::Broken(clusters, error.to_string()),
+        },
+        Err(error) => Piece::Broken(clusters, error.to_string()),
     }
 }
 
@@ -225,13 +286,9 @@ impl Content<'_, '_> {
         Ok(())
     }
 
-    fn take(
-        &mut self,
-        pieces: &Receiver<Result<Piece>>,
-        teller: &mut Teller<'_, '_>,
-    ) -> Result<()> {
-        while let Ok(piece) = pieces.recv() {
-            match piece? {
+    fn take(&mut self, ways: &mut Ways, teller: &mut Teller<'_, '_>) -> Result<()> {
+        while let Some(piece) = ways.next() {
+            match piece {
                 Piece::Zeros(clusters) => {
                     for cluster in clusters {
                         let zeros = self.zeros;
@@ -245,6 +302,7 @@ impl Content<'_, '_> {
                         let at = at.map_or(0..0, |at| at..at + CLUSTER_LEN);
                         self.compare(cluster, &hash_cluster(bytes), at, false)?;
                     }
+                    ways.give_back(bytes);
                 }
                 Piece::Broken(clusters, why) => {
                     for cluster in clusters {

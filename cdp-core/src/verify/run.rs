@@ -3,6 +3,7 @@
 //! A file that takes another one's place while it is read is left for the next time: what was found of it may be about
 //! neither. Several threads take one file after the other. Layers are looked at once more with nobody merging, before anything bad is said of them.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -210,8 +211,8 @@ fn due(
         })
         .collect();
     drop(scrub);
-    // In one of equal age the order of the journal is kept, which the disk likes.
-    due.sort_by_key(|(at, _)| *at);
+    // Of equal age the largest first, so that several threads end together.
+    due.sort_by_key(|(at, one)| (*at, Reverse(one.len)));
     let is_everything = scope.not_since.is_none() && due.len() == count;
     (due.into_iter().map(|(_, one)| one).collect(), is_everything)
 }

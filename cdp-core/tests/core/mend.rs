@@ -71,7 +71,11 @@ fn a_rotten_cluster_is_put_back_and_every_point_is_whole_again() {
     let (harbor, _) = open(dir);
     verify(&harbor, Scope::default());
     assert!(!marked(&harbor).is_empty());
-    assert_eq!(harbor.curable(VOLUME), [offset..offset + CLUSTER]);
+    let rotten_cluster = offset..offset + CLUSTER;
+    assert_eq!(
+        harbor.curable(VOLUME),
+        std::slice::from_ref(&rotten_cluster)
+    );
     assert_eq!(harbor.curable(VolumeId(1)), []);
     let len = CLUSTER.min(SIZES[0] - offset);
     let content = whole[place as usize..(place + len) as usize].to_vec();
