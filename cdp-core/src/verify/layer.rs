@@ -10,7 +10,7 @@ use std::thread;
 use super::{Found, Lost, Teller};
 use crate::base::hashes::{ClusterHash, Hashes, hash_cluster, hashes_path};
 use crate::base::{BasePoint, layer_seq};
-use crate::bounds::{CLUSTER, COPY_PIECE, PIECES_AHEAD};
+use crate::bounds::{CLUSTER, PIECES_AHEAD};
 use crate::error::{HarborError, Result};
 use crate::format::HASH_LEN;
 use crate::qcow2::Chain;
@@ -22,7 +22,9 @@ const CLUSTER_LEN: u64 = CLUSTER as u64;
 /// Threads that read a layer.
 const READERS: usize = 2;
 /// The longest stretch that is asked for.
-const STRETCH_MAX: u64 = 16 * COPY_PIECE as u64;
+const STRETCH_MAX: u64 = 16 << 20;
+/// Bytes that are read at a time: few, so that they are still in a cache when they are hashed.
+const PIECE: u64 = 256 << 10;
 
 /// What is found of a layer and of its hashes.
 #[derive(Debug)]
@@ -210,7 +212,7 @@ fn read(image: &Qcow2Reader, turn: usize, way: &Way) {
             Ok(stretch) => match stretch.held {
                 Held::Nothing => (stretch.len, false, Ok(stretch.held)),
                 Held::Zeros => (stretch.len, true, Ok(stretch.held)),
-                Held::Bytes(_) => (stretch.len.min(COPY_PIECE as u64), true, Ok(stretch.held)),
+                Held::Bytes(_) => (stretch.len.min(PIECE), true, Ok(stretch.held)),
                 Held::Packed(_) => (stretch.len.min(CLUSTER_LEN), true, Ok(stretch.held)),
             },
             Err(error) => (CLUSTER_LEN.min(image.size() - at), true, Err(error)),

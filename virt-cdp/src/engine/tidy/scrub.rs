@@ -49,12 +49,12 @@ fn heal(round: &Round) -> ApiResult<()> {
         return Ok(());
     }
     let pacer = RefCell::new(Pacer::new(round));
-    let healed = live::heal(&machine, &|bytes| {
+    live::heal(&machine, &|bytes| {
         pacer.borrow_mut().take(bytes).is_continue()
-    });
+    })?;
     // What is found from now on is another thing.
     machine.note_healing(round.harbor.damage());
-    healed.map(|_| ())
+    Ok(())
 }
 
 /// Verifies the share of a round.
