@@ -128,6 +128,19 @@ impl Finding {
         let has = |cost: &Cost| cost.first <= point && point <= cost.last;
         self.costs.iter().any(has)
     }
+
+    /// Lets it cost one row of points and one area of each volume: rather too much than too little.
+    pub(crate) fn coarsen(&mut self) {
+        let mut coarse: Vec<Cost> = Vec::new();
+        for cost in std::mem::take(&mut self.costs) {
+            match coarse.iter_mut().find(|known| known.volume == cost.volume) {
+                Some(known) => known.widen(cost),
+                None => coarse.push(cost),
+            }
+        }
+        coarse.iter_mut().for_each(Cost::join_areas);
+        self.costs = coarse;
+    }
 }
 
 /// A layer of which not all can be checked.

@@ -4,9 +4,12 @@
 //! block status of that; zeros are handed over as lengths, the rest is read with several requests in flight. Every byte
 //! of the disk, or every marked byte, is handed over exactly once.
 //!
-//! Invariant: what is handed over was asked for, and read, after its window was announced.
+//! Invariant: what is handed over was asked for, and read, after its window was announced. While whoever takes it is at work,
+//! no reply of QEMU's waits to be read for longer than the reading takes.
 
-use std::{ops::Range, os::unix::net::UnixStream};
+use std::{
+    convert::Infallible, ops::Range, os::unix::net::UnixStream, sync::mpsc::sync_channel, thread,
+};
 
 use thiserror::Error;
 
@@ -22,6 +25,8 @@ const CHUNK: usize = 1 << 20;
 const MARKED: u32 = 1;
 /// Reads in flight.
 const DEPTH: usize = 8;
+/// Bytes that are in memory before any of them is taken; twice as many are, at most.
+const BATCH: u64 = DEPTH as u64 * CHUNK as u64;
 
 /// Why a disk was not read to its end.
 #[derive(Debug, Error)]
@@ -160,20 +165,7 @@ fn read_parts<E>(
         }
         at = stop;
     }
-    let mut take_read = |offset: u64, piece: Piece<'_>| {
-        let len = match piece {
-            Piece::Data(data) => data.len() as u64,
-            Piece::Zero(len) => len,
-        };
-        take(offset, piece).map_err(ReadError::Taker)?;
-        step(progress, len)
-    };
-    client
-        .read_ranges(&to_read, CHUNK, DEPTH, &mut take_read)
-        .map_err(|e| match e {
-            RangeError::Nbd(e) => ReadError::Nbd(e),
-            RangeError::Taker(e) => e,
-        })?;
+    read_batches(client, &to_read, progress, take)?;
     if at < end {
         let doing = "asking for the allocation";
         let source = std::io::Error::other("QEMU described only a part of it");
@@ -182,10 +174,117 @@ fn read_parts<E>(
     Ok(())
 }
 
+/// Reads ranges, batch by batch, each of which is taken when all of it is in memory.
+///
+/// A thread reads the next one meanwhile, and leaves no reply of QEMU's unread for as long as the taker may need: a drain of
+/// QEMU waits for them, and the guest with it.
+fn read_batches<E>(
+    client: &mut NbdClient,
+    ranges: &[Range<u64>],
+    progress: &impl Fn(u64) -> bool,
+    take: &mut impl FnMut(u64, Piece<'_>) -> Result<(), E>,
+) -> Result<(), ReadError<E>> {
+    let batches = batches(ranges);
+    thread::scope(|scope| {
+        let (sender, received) = sync_channel(0);
+        scope.spawn(move || {
+            for batch in &batches {
+                let read = read_batch(client, batch);
+                let is_over = read.is_err();
+                if sender.send(read).is_err() || is_over {
+                    return;
+                }
+            }
+        });
+        while let Ok(batch) = received.recv() {
+            for (offset, read) in batch? {
+                let (piece, len) = match &read {
+                    Read::Data(data) => (Piece::Data(data), data.len() as u64),
+                    Read::Zero(len) => (Piece::Zero(*len), *len),
+                };
+                take(offset, piece).map_err(ReadError::Taker)?;
+                step(progress, len)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// What was read from a place on.
+enum Read {
+    Data(Vec<u8>),
+    Zero(u64),
+}
+
+fn read_batch(client: &mut NbdClient, ranges: &[Range<u64>]) -> Result<Vec<(u64, Read)>, NbdError> {
+    let mut pieces = Vec::new();
+    let mut keep = |offset: u64, piece: Piece<'_>| -> Result<(), Infallible> {
+        pieces.push((
+            offset,
+            match piece {
+                Piece::Data(data) => Read::Data(data.to_vec()),
+                Piece::Zero(len) => Read::Zero(len),
+            },
+        ));
+        Ok(())
+    };
+    match client.read_ranges(ranges, CHUNK, DEPTH, &mut keep) {
+        Ok(()) => Ok(pieces),
+        Err(RangeError::Nbd(error)) => Err(error),
+        Err(RangeError::Taker(never)) => match never {},
+    }
+}
+
+/// Divides ranges into lots of at most [`BATCH`] bytes, where that can be at a multiple of [`CHUNK`].
+fn batches(ranges: &[Range<u64>]) -> Vec<Vec<Range<u64>>> {
+    let mut batches = Vec::new();
+    let (mut batch, mut room) = (Vec::new(), BATCH);
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            let mut end = range.end.min(at + room);
+            let is_cut = end < range.end;
+            let even = end / CHUNK as u64 * CHUNK as u64;
+            if is_cut && even > at {
+                end = even;
+            }
+            room -= end - at;
+            batch.push(at..end);
+            at = end;
+            if is_cut || room == 0 {
+                batches.push(std::mem::take(&mut batch));
+                room = BATCH;
+            }
+        }
+    }
+    if !batch.is_empty() {
+        batches.push(batch);
+    }
+    batches
+}
+
 fn step<E>(progress: &impl Fn(u64) -> bool, bytes: u64) -> Result<(), ReadError<E>> {
     if progress(bytes) {
         Ok(())
     } else {
         Err(ReadError::Cancelled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lots_have_their_size_and_all_there_is() {
+        let whole = 3 * BATCH / 2;
+        let ranges = [0..10, 100..100 + whole, whole + 200..whole + 201];
+        let lots = batches(&ranges);
+        let size = |lot: &Vec<Range<u64>>| lot.iter().map(|r| r.end - r.start).sum::<u64>();
+        assert_eq!(lots.iter().map(size).sum::<u64>(), whole + 11);
+        assert!(lots.iter().all(|lot| size(lot) <= BATCH && size(lot) > 0));
+        assert_eq!(lots[0], [0..10, 100..BATCH]);
+        assert_eq!(lots[1][0].start, BATCH);
+        assert!(batches(&[]).is_empty());
     }
 }

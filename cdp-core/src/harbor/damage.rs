@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::scrub::{self, Scrub};
 use super::shared::Shared;
 use super::{Harbor, checked};
-use crate::bounds::DAMAGE_MAX;
+use crate::bounds::{DAMAGE_MAX, FINDINGS_MAX};
 use crate::error::{HarborError, Result};
 use crate::journal::catalog::Catalog;
 use crate::machine::VolumeId;
@@ -109,19 +109,34 @@ impl Damage {
         *self != before
     }
 
+    /// Makes one finding of those of a volume's live disk where they are too many: it costs what they did, and no point that
+    /// is made later, as what the disk has is journaled by then.
+    fn limit_live(&mut self, volume: VolumeId) {
+        let name = live_name(volume);
+        let (of_live, others): (Vec<Finding>, Vec<Finding>) = std::mem::take(&mut self.findings)
+            .into_iter()
+            .partition(|one| one.file == name);
+        self.findings = others;
+        if of_live.len() <= FINDINGS_MAX {
+            self.findings.extend(of_live);
+            return;
+        }
+        let costs = of_live.into_iter().flat_map(|one| one.costs).collect();
+        let mut all = Finding {
+            file: name,
+            what: "what is kept is not what the disk has, in many places".to_string(),
+            from: 0,
+            bytes: 0,
+            lost: Lost::Nothing,
+            costs,
+        };
+        all.coarsen();
+        self.findings.push(all);
+    }
+
     /// Lets each finding cost one row of points and one area of a volume: rather too much than too little.
     fn coarsen(&mut self) {
-        for finding in &mut self.findings {
-            let mut coarse: Vec<Cost> = Vec::new();
-            for cost in std::mem::take(&mut finding.costs) {
-                match coarse.iter_mut().find(|known| known.volume == cost.volume) {
-                    Some(known) => known.widen(cost),
-                    None => coarse.push(cost),
-                }
-            }
-            coarse.iter_mut().for_each(Cost::join_areas);
-            finding.costs = coarse;
-        }
+        self.findings.iter_mut().for_each(Finding::coarsen);
     }
 
     fn costs_anything(&self) -> bool {
@@ -231,7 +246,13 @@ impl Shared {
     }
 
     /// Takes down that what is kept is not what the live disk has, with what that costs.
-    pub(super) fn take_differences(&self, mut found: Vec<Finding>) -> Result<Vec<Finding>> {
+    pub(super) fn take_differences(
+        &self,
+        volume: VolumeId,
+        mut found: Vec<Finding>,
+    ) -> Result<Vec<Finding>> {
+        // What is found now is asked about all points there are; so is what was known, then.
+        self.judge_new_points();
         let _turn = self.turn_to_write();
         let _judging = self.judging();
         let mut damage = self.damage().clone();
@@ -246,7 +267,15 @@ impl Shared {
         for finding in &mut found {
             finding.costs = costing.of(&finding.lost)?;
         }
+        // The same places, looked at again for the points made since.
+        let is_again = |one: &Finding| {
+            found
+                .iter()
+                .any(|new| (&new.file, &new.lost) == (&one.file, &one.lost))
+        };
+        damage.findings.retain(|one| !is_again(one));
         damage.take(&BTreeMap::new(), found.clone(), None);
+        damage.limit_live(volume);
         self.put_damage(damage)?;
         Ok(found)
     }

@@ -17,7 +17,7 @@ use super::shared::Shared;
 use crate::base::BasePoint;
 use crate::base::hashes::hashes_path;
 use crate::base::proof::Proof;
-use crate::bounds::{CLUSTER, FINDINGS_MAX};
+use crate::bounds::CLUSTER;
 use crate::error::{HarborError, Result};
 use crate::machine::VolumeId;
 use crate::point::Seq;
@@ -65,55 +65,51 @@ impl Harbor {
     /// there; tells of each whether it was. The layers are to be verified then ([`Scope`](crate::Scope)).
     ///
     /// # Errors
-    /// [`HarborError::Busy`] while layers are built or merged; the storage failed.
+    /// [`HarborError::Busy`] while layers are built or merged, and before a merge that was begun is finished; the storage
+    /// failed.
     pub fn put_back(&self, volume: VolumeId, clusters: &[LiveCluster]) -> Result<Vec<bool>> {
         let shared = &*self.shared;
         let _turn = shared.claim_layers()?;
-        let mut put = vec![false; clusters.len()];
-        if shared
-            .unfinished_merges()
-            .iter()
-            .any(|(of, _)| *of == volume)
-        {
-            return Ok(put);
+        let mut merges = shared.unfinished_merges().into_iter();
+        if merges.any(|(of, _)| of == volume) {
+            return Err(HarborError::Busy("a merge that is not finished"));
         }
-        let areas = shared.damaged_areas(volume);
+        let mut put = vec![false; clusters.len()];
         for layer in shared.layers_of(volume) {
-            let name = layer.path.file_name().unwrap_or_default().to_string_lossy();
-            if let Some(ranges) = areas.get(&*name) {
-                put_into(shared, &layer, ranges, clusters, &mut put)?;
-            }
+            put_into(shared, &layer, clusters, &mut put)?;
         }
         Ok(put)
     }
 
-    /// Takes down that the live disk of a volume has something else in some ranges than what is kept last. Since when that
-    /// is so is not known: marked is every point that shows what is kept last, back to where it showed something else.
+    /// Takes down that the live disk of a volume has something else in some ranges than an image that is kept. Since when that
+    /// is so is not known: marked is every point that shows what the image does, back to where something else was shown.
+    /// Asked once more, it looks at the points that were made since, too.
     ///
     /// # Errors
     /// The storage failed; what is kept there is damaged.
     pub fn note_differences(
         &self,
         volume: VolumeId,
+        image: &LatestImage,
         ranges: &[Range<u64>],
     ) -> Result<Vec<Finding>> {
-        let mut shown: Vec<Lost> = Vec::new();
-        for lost in self.shown_since(volume, ranges)? {
-            if !shown.contains(&lost) {
-                shown.push(lost);
-            }
-        }
-        self.shared.note_differences(volume, shown)
+        let shown = joined_losses(self.shown_since(volume, image, ranges)?);
+        let found = shown.into_iter().map(|lost| finding(volume, lost));
+        self.shared.take_differences(volume, found.collect())
     }
 
     /// Returns from what ranges of a volume are shown, now and at older points, as long as it is the same.
-    fn shown_since(&self, volume: VolumeId, ranges: &[Range<u64>]) -> Result<Vec<Lost>> {
-        let latest = self.latest_image(volume)?;
+    fn shown_since(
+        &self,
+        volume: VolumeId,
+        latest: &LatestImage,
+        ranges: &[Range<u64>],
+    ) -> Result<Vec<Lost>> {
         let mut shown = Vec::new();
         let mut same: Vec<(&Range<u64>, Vec<u8>)> = Vec::new();
         for range in ranges {
             shown.extend(latest.shown_from(range.clone())?);
-            same.push((range, content(&latest, range)?));
+            same.push((range, content(latest, range)?));
         }
         for layer in self.shared.layers_of(volume).iter().rev() {
             let Some(before) = self.shared.image_before(volume, layer.seq)? else {
@@ -137,53 +133,124 @@ fn content(image: &LatestImage, range: &Range<u64>) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Puts clusters back into one layer; its damaged ranges are given.
+/// Puts clusters back into one layer, as far as it holds something else than its hashes say.
 fn put_into(
     shared: &Shared,
     layer: &BasePoint,
-    ranges: &[Range<u64>],
     clusters: &[LiveCluster],
     put: &mut [bool],
 ) -> Result<()> {
-    let is_in = |at: u64| ranges.iter().any(|range| range.contains(&at));
-    if !clusters.iter().any(|(at, _)| is_in(*at)) {
-        return Ok(());
-    }
     let storage = &*shared.options.storage;
-    let sound = crate::qcow2::check::check(storage, &layer.path, &mut |_| Ok(()));
-    let is_sound = known(sound)?.is_some_and(|structure| structure.faults.is_empty());
-    let image = match is_sound {
-        true => known(Qcow2Reader::open(storage, &layer.path))?,
-        false => None,
-    };
-    let Some(image) = image else {
+    let Some(image) = known(Qcow2Reader::open(storage, &layer.path))? else {
         return Ok(());
     };
     let hashes = hashes_path(&layer.path);
     let Some(proof) = known(Proof::open(storage, &hashes, &image, false))?.flatten() else {
         return Ok(());
     };
+    let mut places = Vec::new();
+    for (number, (at, content)) in clusters.iter().enumerate() {
+        if at.is_multiple_of(CLUSTER_LEN)
+            && proof.vouches(at / CLUSTER_LEN, content)?
+            && let Some(place) = damaged_place(&image, *at, content)?
+        {
+            places.push((number, place));
+        }
+    }
+    // Looked at only where it matters: a table that is broken may lead to another cluster's place.
+    if places.is_empty() || !is_sound(shared, layer)? {
+        return Ok(());
+    }
     let failed = |e| HarborError::storage("write", &layer.path, e);
     let file = storage.open(&layer.path, OpenMode::Write).map_err(failed)?;
-    let mut wrote = false;
-    for ((at, content), put) in clusters.iter().zip(put) {
-        if !is_in(*at) || !proof.vouches(at / CLUSTER_LEN, content)? {
-            continue;
-        }
-        let stretch = image.stretch(*at, content.len() as u64)?;
-        if let Held::Bytes(place) = stretch.held
-            && stretch.len == content.len() as u64
-        {
+    for (number, place) in places {
+        if let (Some((_, content)), Some(put)) = (clusters.get(number), put.get_mut(number)) {
             file.write_at(&[IoSlice::new(content)], place)
                 .map_err(failed)?;
-            (wrote, *put) = (true, true);
+            *put = true;
         }
     }
-    if wrote {
-        file.sync().map_err(failed)?;
-        shared.suspects.add(&layer.path);
-    }
+    file.sync().map_err(failed)?;
+    shared.suspects.add(&layer.path);
     Ok(())
+}
+
+/// Returns the place in a layer's file where a cluster lies that is not what it should be; none if it is, or has no place.
+fn damaged_place(image: &Qcow2Reader, at: u64, content: &[u8]) -> Result<Option<u64>> {
+    let len = content.len() as u64;
+    let Some(stretch) = known(image.stretch(at, len))? else {
+        return Ok(None);
+    };
+    let Held::Bytes(place) = stretch.held else {
+        return Ok(None);
+    };
+    let mut held = vec![0; content.len()];
+    // What cannot be read may be written all the same.
+    let is_right = image.read_file(&mut held, place).is_ok() && held == content;
+    Ok((stretch.len == len && !is_right).then_some(place))
+}
+
+fn is_sound(shared: &Shared, layer: &BasePoint) -> Result<bool> {
+    let storage = &*shared.options.storage;
+    let structure = crate::qcow2::check::check(storage, &layer.path, &mut |_| Ok(()));
+    Ok(known(structure)?.is_some_and(|structure| structure.faults.is_empty()))
+}
+
+/// Puts losses together that follow on each other in one record or layer, and leaves out what is there twice.
+fn joined_losses(mut losses: Vec<Lost>) -> Vec<Lost> {
+    let key = |lost: &Lost| match lost {
+        Lost::Record { seq, offset, .. } => (0, *seq, *offset),
+        Lost::Area { layer, offset, .. } => (1, *layer, *offset),
+        _ => (2, Seq(0), 0),
+    };
+    losses.sort_by_key(key);
+    let mut joined: Vec<Lost> = Vec::new();
+    for lost in losses {
+        let goes_on = match (joined.last_mut(), &lost) {
+            (
+                Some(Lost::Record {
+                    seq,
+                    offset,
+                    length,
+                    ..
+                }),
+                Lost::Record {
+                    seq: other,
+                    offset: next,
+                    length: more,
+                    ..
+                },
+            ) if seq == other => extend((*offset, length), *next, *more),
+            (
+                Some(Lost::Area {
+                    layer,
+                    offset,
+                    length,
+                    ..
+                }),
+                Lost::Area {
+                    layer: other,
+                    offset: next,
+                    length: more,
+                    ..
+                },
+            ) if layer == other => extend((*offset, length), *next, *more),
+            _ => false,
+        };
+        if !goes_on {
+            joined.push(lost);
+        }
+    }
+    joined
+}
+
+/// Lets a range go on with one that begins within it or at its end; false if that begins behind it.
+fn extend((offset, length): (u64, &mut u64), next: u64, more: u64) -> bool {
+    let touches = next <= offset + *length;
+    if touches {
+        *length = (*length).max(next + more - offset);
+    }
+    touches
 }
 
 /// What is damaged cannot be mended here.
@@ -225,24 +292,6 @@ impl Shared {
         let suspects = Arc::clone(&self.suspects);
         Ok(Some(LatestImage::new(seq, image, suspects)))
     }
-
-    fn note_differences(&self, volume: VolumeId, shown: Vec<Lost>) -> Result<Vec<Finding>> {
-        let found: Vec<Finding> = match shown.len() {
-            0..=FINDINGS_MAX => shown
-                .into_iter()
-                .map(|lost| finding(volume, lost))
-                .collect(),
-            // Rather too much is said to be lost than too little.
-            count => {
-                let oldest = self.layers_of(volume).first().map(|layer| layer.seq);
-                let layer = oldest.unwrap_or(Seq(0));
-                let mut all = finding(volume, Lost::Layer { volume, layer });
-                all.what = format!("{}, in {count} places", all.what);
-                vec![all]
-            }
-        };
-        self.take_differences(found)
-    }
 }
 
 fn finding(volume: VolumeId, lost: Lost) -> Finding {
@@ -265,6 +314,41 @@ fn finding(volume: VolumeId, lost: Lost) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn losses_that_touch_in_one_record_or_layer_are_one() {
+        let volume = VolumeId(0);
+        let record = |seq, offset, length| Lost::Record {
+            volume,
+            seq: Seq(seq),
+            offset,
+            length,
+        };
+        let area = |layer, offset, length| Lost::Area {
+            volume,
+            layer: Seq(layer),
+            offset,
+            length,
+        };
+        let losses = vec![
+            area(9, 100, 50),
+            record(5, 10, 10),
+            record(7, 20, 10),
+            record(5, 20, 10),
+            area(9, 150, 10),
+            area(9, 100, 50),
+            area(8, 160, 10),
+            area(9, 161, 1),
+        ];
+        let expected = [
+            record(5, 10, 20),
+            record(7, 20, 10),
+            area(8, 160, 10),
+            area(9, 100, 60),
+            area(9, 161, 1),
+        ];
+        assert_eq!(joined_losses(losses), expected);
+    }
 
     #[test]
     fn ranges_that_touch_are_one() {

@@ -103,9 +103,9 @@ pub(crate) fn verify(shared: &Shared, scope: Scope, control: Control<'_>) -> Res
         judged,
     )?;
     // What is not there any more cannot be looked at.
-    shared.suspects.forget(|path| {
+    shared.suspects.forget(&suspects, |path| {
         let name = owner(&shared.name_of(path));
-        read.contains(&name) || (suspects.contains(path) && !all.contains(&name))
+        read.contains(&name) || !all.contains(&name)
     });
     ended.map(|()| report)
 }
@@ -188,10 +188,10 @@ fn due(
     shared: &Shared,
     listed: Vec<Listed>,
     scope: Scope,
-    suspects: &BTreeSet<PathBuf>,
+    suspects: &BTreeMap<PathBuf, u64>,
 ) -> (Vec<Listed>, bool) {
     let suspected: BTreeSet<String> = suspects
-        .iter()
+        .keys()
         .map(|path| owner(&shared.name_of(path)))
         .collect();
     let scrub = shared.scrub();

@@ -156,9 +156,9 @@ fn what_the_live_disk_has_otherwise_costs_the_points_that_show_it() {
             continue;
         }
         let before = marked(&harbor);
-        let found = harbor
-            .note_differences(VOLUME, std::slice::from_ref(&range))
-            .unwrap();
+        let image = harbor.latest_image(VOLUME).unwrap();
+        let ranges = std::slice::from_ref(&range);
+        let found = harbor.note_differences(VOLUME, &image, ranges).unwrap();
         let is_of_layer = |one: &&Finding| matches!(one.lost, Lost::Area { .. });
         of_layers += found.iter().filter(is_of_layer).count();
         let shows = |(_, (_, v)): &(&u64, &(Point, Vec<Vec<u8>>))| piece(&v[0]) == shown;
@@ -200,4 +200,38 @@ fn what_the_live_disk_has_otherwise_costs_the_points_that_show_it() {
     harbor.delete_points(&ids).unwrap();
     verify(&harbor, Scope::default());
     assert_eq!(harbor.damage(), [], "no point shows it any more");
+}
+
+#[test]
+fn differences_in_many_places_cost_the_points_there_are_and_none_that_are_made_later() {
+    let Kept { dir, model, .. } = &kept(25, Clusters::Plain);
+    let (harbor, _) = open(dir);
+    let recorder = harbor.record().unwrap();
+    let image = harbor.latest_image(VOLUME).unwrap();
+    let volume = recorder.volume(VOLUME).unwrap();
+    volume.announce(0..SIZES[0]);
+    let ranges: Vec<_> = (0..SIZES[0] / 1024)
+        .map(|n| n * 1024..n * 1024 + 512)
+        .collect();
+    let note = || harbor.note_differences(VOLUME, &image, &ranges).unwrap();
+    assert!(note().len() > 200, "they are told apart for whoever asks");
+    // One more that still shows what is wrong, before the disk's content is journaled.
+    let between = recorder.point(Grade::Crash, None).unwrap();
+    for range in &ranges {
+        let taken = volume.resync_data(range.start, &[7; 512]).unwrap();
+        assert_eq!(taken, 512);
+    }
+    note();
+    let later = recorder.point(Grade::Crash, None).unwrap();
+    recorder.close().unwrap();
+    assert_eq!(harbor.damage().len(), 1, "kept as one");
+    let known = marked(&harbor);
+    assert!(known.contains(&between.id.0) && !known.contains(&later.id.0));
+    let newest = model.points.keys().last().unwrap();
+    assert!(known.contains(newest), "{known:?}");
+    drop(volume);
+    drop((recorder, image, harbor));
+    let (harbor, _) = open(dir);
+    assert_eq!(marked(&harbor), known);
+    harbor.view(later.id).unwrap();
 }

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use qemu_hook::disk_read::read_areas;
 use qemu_hook::nbd::{ConnectOptions, ExtentKind, NbdClient, NbdError, Piece, ReadError};
 use serde_json::json;
 
@@ -278,4 +279,42 @@ fn our_own_views_are_read_and_a_failed_read_leaves_the_connection_in_use() {
     assert!(matches!(given_up, Err(ReadError::Taker("enough"))));
     assert_eq!(calls, 2);
     client.read_at(&mut [0; 512], 0).unwrap();
+}
+
+#[test]
+fn qemu_can_be_drained_while_what_was_read_is_looked_at() {
+    if !requires(&["qemu-storage-daemon", "qemu-img"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let raw = dir.path().join("full.raw");
+    let bytes: Vec<u8> = (0..40_u32 << 20).map(|at| (at % 251) as u8 | 1).collect();
+    fs::write(&raw, &bytes).unwrap();
+    let file = format!("driver=file,node-name=disk,filename={}", raw.display());
+    let export = "type=nbd,id=e,node-name=disk,name=disk,writable=on";
+    let args = ["--blockdev", &file, "--export", export];
+    let mut daemon = StorageDaemon::start(dir.path(), &args);
+    let stream = daemon.connect();
+    let areas = [0..3 << 20, 5 << 20..u64::MAX];
+    let mut seen = 0;
+    let outcome = read_areas(
+        stream,
+        "disk",
+        &areas,
+        |_| true,
+        |_| Ok(()),
+        |offset, piece| {
+            // With replies that nobody reads this would wait for ever.
+            daemon.barrier();
+            let Piece::Data(data) = piece else {
+                return Err("there are no zeros");
+            };
+            let from = offset as usize;
+            assert!(data == &bytes[from..from + data.len()]);
+            seen += data.len() as u64;
+            Ok(())
+        },
+    );
+    outcome.unwrap();
+    assert_eq!(seen, 38 << 20);
 }

@@ -238,8 +238,11 @@ fn what_the_disk_has_otherwise_is_found_under_load_and_nothing_else_is() {
     // Behind everybody's back.
     let image = guest.image(1);
     let of = format!("of={}", image.display());
-    let words = ["if=/dev/urandom", &of, "bs=4096", "seek=1000", "count=3"];
-    must("dd", &[&words[..], &["conv=notrunc,fsync"]].concat());
+    let overwrite = |seek: &str, count: &str| {
+        let words = ["if=/dev/urandom", &of, "bs=4096", seek, count];
+        must("dd", &[&words[..], &["conv=notrunc,fsync"]].concat());
+    };
+    overwrite("seek=1000", "count=3");
     let (is_whole, report) = verify(&daemon, &[&name, "--live"]);
     assert!(!is_whole, "{report}");
     assert_eq!(report["live"][1]["differing_bytes"], 3 * 4096, "{report}");
@@ -249,6 +252,18 @@ fn what_the_disk_has_otherwise_is_found_under_load_and_nothing_else_is() {
     newest_equals(&daemon, &guest, &name);
     let (_, again) = verify(&daemon, &[&name, "--live"]);
     assert_eq!(again["live"][1]["differing_bytes"], 0, "{again}");
+    // More than is settled at a time, or told apart; the guest writes all the while.
+    guest.begin_load("/dev/vda", 60);
+    overwrite("seek=2000", "count=10000");
+    let (_, report) = verify(&daemon, &[&name, "--live"]);
+    assert_eq!(report["live"][0]["differing_bytes"], 0, "{report}");
+    assert_eq!(
+        report["live"][1]["differing_bytes"],
+        10_000 * 4096,
+        "{report}"
+    );
+    guest.end_load();
+    newest_equals(&daemon, &guest, &name);
     daemon.ok(&["suspend", &name]);
     daemon.refused(&["verify", &name, "--live"], "suspended");
 }

@@ -11,7 +11,7 @@
 
 use std::{
     cell::RefCell,
-    ops::Range,
+    ops::{ControlFlow, Range},
     path::PathBuf,
     sync::{
         Arc,
@@ -21,11 +21,14 @@ use std::{
     time::Duration,
 };
 
-use cdp_core::{Harbor, HarborError, LatestImage, Scope, ViewExtent, VolumeId, VolumeRecorder};
+use cdp_core::{
+    Harbor, HarborError, LatestImage, Scope, Verifying, ViewExtent, VolumeId, VolumeRecorder,
+};
 use qemu_hook::{
     disk_read::{self, Piece},
     read_export::ReadExports,
 };
+use serde_json::Value;
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult},
@@ -40,6 +43,8 @@ use crate::{
 const CLUSTER: usize = 64 << 10;
 /// What differs is told apart to so many bytes.
 const SECTOR: usize = 512;
+/// Bytes after which it is looked whether the capture has ended.
+const STEP: u64 = 1 << 20;
 /// Clusters that differ are settled once they are so many.
 const UNSETTLED_MAX: usize = 256;
 /// How often it is tried to put back clusters while layers are built, and the pause in between.
@@ -76,7 +81,7 @@ pub(crate) struct Compared {
 }
 
 /// Told of bytes that were compared; false ends it.
-pub(crate) type GoOn<'a> = &'a dyn Fn(u64) -> bool;
+pub(crate) type GoOn<'a> = &'a (dyn Fn(u64) -> bool + Sync);
 
 /// Compares all disks of a machine with what is kept last; those that are not captured are left out.
 ///
@@ -87,7 +92,7 @@ pub(crate) fn compare_all(machine: &Machine, go_on: GoOn<'_>) -> ApiResult<Vec<C
     let side = machine.ask(Command::Live)?;
     let all = side.exports.iter().map(|(id, _, _)| *id);
     let areas = all.map(|id| (id, vec![everything.clone()])).collect();
-    compare(machine, &side, areas, go_on)
+    compare(machine, side, areas, go_on)
 }
 
 /// Has what is damaged again from the live disks, as far as they may have it.
@@ -103,13 +108,13 @@ pub(crate) fn heal(machine: &Machine, go_on: GoOn<'_>) -> ApiResult<Vec<Compared
         return Ok(Vec::new());
     }
     let side = machine.ask(Command::Live)?;
-    compare(machine, &side, areas, go_on)
+    compare(machine, side, areas, go_on)
 }
 
 /// Compares areas of some volumes, in order.
 fn compare(
     machine: &Machine,
-    side: &LiveSide,
+    side: LiveSide,
     areas: Vec<(VolumeId, Vec<Range<u64>>)>,
     go_on: GoOn<'_>,
 ) -> ApiResult<Vec<Compared>> {
@@ -130,12 +135,12 @@ fn compare(
         let stream = exports
             .open(node, name, None)
             .map_err(|e| cannot_read(&e))?;
-        let comparing = RefCell::new(Comparing::new(side, &harbor, *id)?);
+        let comparing = RefCell::new(Comparing::new(&side, &harbor, *id)?);
         let read = disk_read::read_areas(
             stream,
             name,
             &in_order(areas),
-            |bytes| go_on(bytes) && !side.ended.load(Ordering::SeqCst),
+            |bytes| side.goes_on(bytes, go_on),
             |window| comparing.borrow_mut().begin(window),
             |offset, piece| comparing.borrow_mut().piece(offset, piece),
         );
@@ -147,21 +152,29 @@ fn compare(
         compared.push(comparing.found);
     }
     drop(exports);
-    conclude(machine, &harbor, &compared)?;
+    // From here on a capture may begin that reads through the same QEMU.
+    drop(side);
+    conclude(machine, &harbor, &compared, go_on)?;
     Ok(compared)
 }
 
 /// What was put back is verified, and what was journaled gets a point.
-fn conclude(machine: &Machine, harbor: &Harbor, compared: &[Compared]) -> ApiResult<()> {
+fn conclude(
+    machine: &Machine,
+    harbor: &Harbor,
+    compared: &[Compared],
+    go_on: GoOn<'_>,
+) -> ApiResult<()> {
     if harbor.has_suspects() {
         let scope = Scope {
             suspects: true,
             ..Scope::default()
         };
-        let go_on = std::ops::ControlFlow::Continue;
-        harbor
-            .verify(scope, &mut |_| go_on(()))
-            .map_err(from_harbor)?;
+        let mut control = |told: Verifying| match go_on(told.read) {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        };
+        harbor.verify(scope, &mut control).map_err(from_harbor)?;
     }
     if compared.iter().any(|one| one.journaled > 0) {
         let wish = PointWish {
@@ -171,6 +184,33 @@ fn conclude(machine: &Machine, harbor: &Harbor, compared: &[Compared]) -> ApiRes
         machine.point(wish)?;
     }
     Ok(())
+}
+
+impl LiveSide {
+    /// Tells of bytes step by step, so that no wait for a rate is longer than that of a step once the capture has ended.
+    fn goes_on(&self, bytes: u64, go_on: GoOn<'_>) -> bool {
+        let mut left = bytes;
+        loop {
+            let step = left.min(STEP);
+            if self.ended.load(Ordering::SeqCst) || !go_on(step) {
+                return false;
+            }
+            left -= step;
+            if left == 0 {
+                return true;
+            }
+        }
+    }
+
+    /// Tells whether the disks may be another QEMU's by now.
+    fn is_migrated(&self) -> bool {
+        let status = self.qemu.monitor.execute("query-status", Value::Null);
+        let status = status
+            .ok()
+            .and_then(|s| s["status"].as_str().map(str::to_owned));
+        let of_migration = ["finish-migrate", "postmigrate", "inmigrate"];
+        status.is_some_and(|status| of_migration.contains(&status.as_str()))
+    }
 }
 
 /// Puts areas that touch together; they are in order.
@@ -255,8 +295,13 @@ impl<'a> Comparing<'a> {
     fn piece(&mut self, offset: u64, piece: Piece<'_>) -> ApiResult<()> {
         match piece {
             Piece::Data(data) => {
-                for (at, live) in (offset..).step_by(CLUSTER).zip(data.chunks(CLUSTER)) {
+                let (mut at, mut rest) = (offset, data);
+                while !rest.is_empty() {
+                    let to_next = CLUSTER - (at % CLUSTER as u64) as usize;
+                    let (live, behind) = rest.split_at(to_next.min(rest.len()));
                     self.cluster(at, live)?;
+                    at += live.len() as u64;
+                    rest = behind;
                 }
                 Ok(())
             }
@@ -309,9 +354,11 @@ impl<'a> Comparing<'a> {
             live: live.to_vec(),
             kept,
         });
-        match self.unsettled.len() < UNSETTLED_MAX {
-            true => Ok(()),
-            false => self.settle(),
+        // What comes in pieces is settled as a whole.
+        let is_whole = (offset + live.len() as u64).is_multiple_of(CLUSTER as u64);
+        match is_whole && self.unsettled.len() >= UNSETTLED_MAX {
+            true => self.settle(),
+            false => Ok(()),
         }
     }
 
@@ -322,7 +369,9 @@ impl<'a> Comparing<'a> {
             return Ok(());
         }
         self.side.qemu.drain()?;
-        if !self.side.qemu.mirrors_stand()? || self.side.ended.load(Ordering::SeqCst) {
+        let side = self.side;
+        let is_over = side.ended.load(Ordering::SeqCst) || side.is_migrated();
+        if is_over || !side.qemu.mirrors_stand()? {
             return Err(stopped());
         }
         let (differing, unread): (Vec<_>, Vec<_>) =
@@ -350,14 +399,20 @@ impl<'a> Comparing<'a> {
             return Ok(());
         }
         let ranges: Vec<Range<u64>> = real.iter().map(|(range, _)| range.clone()).collect();
-        let found = self.harbor.note_differences(self.found.volume, &ranges);
-        let found = found.map_err(from_harbor)?;
+        let Some(image) = &self.image else {
+            return Err(stopped());
+        };
+        let (harbor, volume) = (self.harbor, self.found.volume);
+        let note = || harbor.note_differences(volume, image, &ranges);
+        let found = note().map_err(from_harbor)?;
         tracing::error!(volume = self.found.volume.0, places = ?ranges, ?found, "the live disk has something else");
         for (range, bytes) in real {
             self.found.differing += range.end - range.start;
             let taken = self.recorder.resync_data(range.start, bytes);
             self.found.journaled += taken.map_err(refused)?;
         }
+        // Points made in between show what was kept, too.
+        note().map_err(from_harbor)?;
         Ok(())
     }
 
@@ -389,7 +444,8 @@ impl<'a> Comparing<'a> {
                 put => return put.map_err(from_harbor),
             }
         }
-        Ok(vec![false; clusters.len()])
+        let what = "a base point is being built or merged, so nothing can be put back now";
+        Err(ApiError::new(ApiErrorKind::Unavailable, what).hint("try again in a few minutes"))
     }
 }
 

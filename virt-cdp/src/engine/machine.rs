@@ -475,7 +475,7 @@ impl Machine {
         while !self.ask(|answer| Command::Confirmed(point.clone(), answer))? {
             if Instant::now() > give_up {
                 let what = format!(
-                    "point {} is made, but QEMU does not tell whether it had every write until then",
+                    "point {} is made, but QEMU or libvirt does not tell in time whether it has every write until then",
                     point.id
                 );
                 return Err(ApiError::new(ApiErrorKind::Unavailable, what)
@@ -483,7 +483,18 @@ impl Machine {
             }
             std::thread::sleep(CONFIRM_POLL);
         }
-        Ok(())
+        // On this thread, as it may wait for the disk.
+        match self.harbor.point(point.id) {
+            Some(known) if known.seq == point.seq => Ok(()),
+            _ => {
+                let what = format!(
+                    "point {} is not there any more: a mirror was lost in that moment, or it was deleted",
+                    point.id
+                );
+                Err(ApiError::new(ApiErrorKind::Unavailable, what)
+                    .hint("try again once its state is 'protected'; see 'virt-cdp info'"))
+            }
+        }
     }
 
     /// Begins to put the machine down; [`join`](Self::join) waits for it.

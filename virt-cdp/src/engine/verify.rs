@@ -1,9 +1,11 @@
 //! `verify`: what is kept is read again, as a job; what is damaged is had again from the live disks.
 
 use std::{
-    cell::Cell,
     ops::ControlFlow,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -54,20 +56,22 @@ pub(crate) fn start(
         });
         match done {
             Ok(report) => {
-                let (compared, not_healed) = match live {
-                    true => (compare(job, &machine, rate)?, String::new()),
+                let (compared, failed) = match live {
+                    true => compare(job, &machine, rate),
                     false => heal(job, &machine, rate),
-                };
+                }
+                .map_or_else(|e| (Vec::new(), Some(e)), |done| (done, None));
                 // What is known already to be damaged, and was left out now, is told as well.
                 let description = harbor.description();
                 let told = message(&report, &harbor.damage(), &description);
                 let of = |one: &Compared| live_volume(one, &description);
                 job.found(v1::VerifyReport {
                     live: compared.iter().map(of).collect(),
-                    not_healed,
+                    not_healed: failed.as_ref().map(|e| e.what.clone()).unwrap_or_default(),
                     ..told
                 });
-                Ok(())
+                // What was asked for has failed then; else it is told in the report.
+                failed.filter(|_| live).map_or(Ok(()), Err)
             }
             Err(HarborError::Cancelled) => Err(ApiError::new(
                 ApiErrorKind::FailedPrecondition,
@@ -99,25 +103,21 @@ fn keep_to_rate(job: &JobHandle, began: Instant, done: u64, rate: u64) -> Contro
 fn compare(job: &JobHandle, machine: &Machine, rate: u64) -> ApiResult<Vec<Compared>> {
     let volumes = machine.description().volumes;
     let total = volumes.iter().map(|volume| volume.size).sum();
-    let (began, done) = (Instant::now(), Cell::new(0));
+    let (began, done) = (Instant::now(), AtomicU64::new(0));
     live::compare_all(machine, &|bytes| {
-        done.set(done.get() + bytes);
-        job.progress(done.get(), total);
-        keep_to_rate(job, began, done.get(), rate).is_continue()
+        let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        job.progress(done.min(total), total);
+        keep_to_rate(job, began, done, rate).is_continue()
     })
 }
 
-/// Has what is damaged again from the live disks; says why not where that cannot be.
-fn heal(job: &JobHandle, machine: &Machine, rate: u64) -> (Vec<Compared>, String) {
-    let (began, done) = (Instant::now(), Cell::new(0));
-    let healed = live::heal(machine, &|bytes| {
-        done.set(done.get() + bytes);
-        keep_to_rate(job, began, done.get(), rate).is_continue()
-    });
-    match healed {
-        Ok(healed) => (healed, String::new()),
-        Err(error) => (Vec::new(), error.what),
-    }
+/// Has what is damaged again from the live disks.
+fn heal(job: &JobHandle, machine: &Machine, rate: u64) -> ApiResult<Vec<Compared>> {
+    let (began, done) = (Instant::now(), AtomicU64::new(0));
+    live::heal(machine, &|bytes| {
+        let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        keep_to_rate(job, began, done, rate).is_continue()
+    })
 }
 
 fn live_volume(compared: &Compared, description: &MachineDescription) -> v1::LiveVolume {

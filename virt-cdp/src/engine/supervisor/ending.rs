@@ -35,6 +35,10 @@ const STOP_NOTICE: Duration = Duration::from_secs(3);
 /// How long libvirt's event of an end may take when the domain is gone already.
 const EVENT_NOTICE: Duration = Duration::from_secs(1);
 
+/// How long a comparison with the disks may take to end, and how often it is looked at.
+const LIVE_END: Duration = Duration::from_secs(2);
+const LIVE_POLL: Duration = Duration::from_millis(5);
+
 /// What is said of a machine whose tap was overdue.
 pub(super) const OVERLOAD: &str = "the harbor's disk does not take the guest's writes in time";
 
@@ -134,7 +138,6 @@ impl Supervisor {
         let Some(active) = self.capture.take() else {
             return self.wait_closed();
         };
-        self.end_live();
         let detail = match end {
             End::Overload => OVERLOAD,
             End::DiskFull => "the harbors' file system is short of space",
@@ -147,6 +150,7 @@ impl Supervisor {
             // Before anything that may wait for QEMU: it may be waiting for us.
             active.capture.hang_up();
         }
+        self.end_live();
         let (confirmed, here) = (active.upkeep.confirmed(), active.upkeep.here());
         let at_once = |reason| Missing {
             reason,
@@ -189,10 +193,14 @@ impl Supervisor {
         closed
     }
 
-    /// Ends a comparison with the disks.
+    /// Ends a comparison with the disks, and waits a while for what it has put into QEMU to be taken out.
     fn end_live(&self) {
         if let Some(live) = self.live.upgrade() {
             live.store(true, Ordering::SeqCst);
+        }
+        let give_up = Instant::now() + LIVE_END;
+        while self.live.strong_count() > 0 && Instant::now() < give_up {
+            thread::sleep(LIVE_POLL);
         }
     }
 

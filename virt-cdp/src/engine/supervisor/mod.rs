@@ -215,7 +215,7 @@ impl Supervisor {
                 let _ = answer.send(self.make_point(&wish));
             }
             Command::Confirmed(point, answer) => {
-                let _ = answer.send(self.is_confirmed(&point));
+                let _ = answer.send(Ok(self.is_confirmed(&point)));
             }
             Command::Live(answer) => {
                 let _ = answer.send(self.live_side());

@@ -133,24 +133,15 @@ impl Supervisor {
         made.map_err(from_harbor)
     }
 
-    /// Tells whether it is known that the mirrors stood behind a point: when a look at them says so, or when the capture
-    /// has ended since and the point is there still.
-    pub(super) fn is_confirmed(&mut self, point: &Point) -> ApiResult<bool> {
-        let known = match &self.capture {
+    /// Tells whether it is known by now whether the mirrors stood behind a point: a look at them says that they did, or the
+    /// capture has ended since, and has taken back what it had to.
+    pub(super) fn is_confirmed(&mut self, point: &Point) -> bool {
+        match &self.capture {
             Some(Active { upkeep, .. }) => {
                 upkeep.confirmed().head >= point.seq && upkeep.here().head >= point.seq
             }
             None => self.is_closed(),
-        };
-        if known && self.harbor().point(point.id).is_none() {
-            let what = format!(
-                "point {} was taken back: a mirror was lost in that moment",
-                point.id
-            );
-            return Err(ApiError::new(ApiErrorKind::Unavailable, what)
-                .hint("try again once its state is 'protected'; see 'virt-cdp info'"));
         }
-        Ok(known)
     }
 
     /// One comparison at a time: QEMU has one NBD server.

@@ -4,16 +4,16 @@
 //! damaged is kept in the harbor, which marks the points, and is told as an alert; what the live disks have of it is had
 //! again from them. Files in which a view came upon damage are verified first.
 
-use std::{cell::RefCell, time::Duration};
+use std::{sync::Mutex, time::Duration};
 
 use cdp_core::{HarborError, Scope, Timestamp, Usage};
 
 use super::{Round, pacer::Pacer};
 use crate::{
-    api::ApiResult,
+    api::{ApiErrorKind, ApiResult},
     engine::{
         errors::from_harbor,
-        live,
+        guard, live,
         machine::{State, now},
     },
 };
@@ -48,12 +48,15 @@ fn heal(round: &Round) -> ApiResult<()> {
     if machine.status().state != State::Protected || !machine.is_new_damage(&damage) {
         return Ok(());
     }
-    let pacer = RefCell::new(Pacer::new(round));
-    live::heal(&machine, &|bytes| {
-        pacer.borrow_mut().take(bytes).is_continue()
-    })?;
-    // What is found from now on is another thing.
-    machine.note_healing(round.harbor.damage());
+    let pacer = Mutex::new(Pacer::new(round));
+    let healed = live::heal(&machine, &|bytes| guard(&pacer).take(bytes).is_continue());
+    match healed {
+        // What is found from now on is another thing.
+        Ok(_) => machine.note_healing(round.harbor.damage()),
+        // The round is over, the capture has ended, or somebody else compares: the next round tries it again.
+        Err(error) if error.kind == ApiErrorKind::FailedPrecondition => {}
+        Err(error) => return Err(error),
+    }
     Ok(())
 }
 
