@@ -9,7 +9,7 @@ use cdp_core::chance::Chance;
 use cdp_core::machine::{FORMAT_VERSION, Mode};
 use cdp_core::{
     Clusters, Grade, Harbor, MachineDescription, MachineSource, Options, Point, PointId, Policy,
-    Recorder, Seq, Timestamp, VolumeDescription, VolumeId,
+    Recorder, Scope, Seq, Timestamp, VolumeDescription, VolumeId,
 };
 
 pub(crate) const SIZES: [usize; 2] = [768 * 1024, 300 * 1024 + 512];
@@ -124,13 +124,14 @@ impl Life {
 
     fn work(&mut self) {
         let points = self.harbor.points();
-        match self.chance.below(9) {
+        match self.chance.below(11) {
             0..=1 => self.policy(&points),
             2 => self.delete(&points),
             3 => self.lock(&points),
             4..=5 => self.build(),
             6 => self.merge(),
             7 => self.compact(),
+            8..=9 => self.verify(),
             _ => {
                 say("begin remove");
                 self.harbor.remove_needless_segments();
@@ -207,6 +208,16 @@ impl Life {
             .merge_bases(first, clusters, &mut |_| ControlFlow::Continue(()))
             .unwrap();
         say("end merge");
+    }
+
+    fn verify(&mut self) {
+        say("begin verify");
+        let report = self
+            .harbor
+            .verify(Scope::default(), &mut |_| ControlFlow::Continue(()))
+            .unwrap();
+        assert_eq!(report.findings, [], "nothing is damaged");
+        say("end verify");
     }
 
     fn compact(&mut self) {

@@ -1,7 +1,7 @@
 //! The process is killed in the middle of what is done with what is kept: on real files, with SIGKILL.
 //!
 //! This program starts itself again as a child ([`child`]), which opens a harbor, writes, makes points, and runs policies,
-//! deletions, locks, base points, merges and compactions in an order from a seed. It says in a pipe what it is about to do, and
+//! deletions, locks, base points, merges, compactions and verifications in an order from a seed. It says in a pipe what it is about to do, and
 //! what it has done. The parent ([`oracle`]) kills it in the middle of something it said it had begun, opens the harbor, and
 //! compares: every point that was said to be there and not let go of is there and exact; of what was under way either
 //! all is done or nothing; nothing else is offered. Then the next child goes on with the same harbor.
@@ -110,7 +110,7 @@ fn start(dir: &Path, seed: u64) -> Child {
 /// Lets a child live until it is killed; says in the middle of what that was.
 fn let_live(child: &mut Child, oracle: &mut Oracle, chance: &mut Chance) -> String {
     let what = [
-        "policy", "delete", "lock", "build", "merge", "compact", "remove",
+        "policy", "delete", "lock", "build", "merge", "compact", "verify", "remove",
     ];
     let target = format!("begin {}", chance.pick(&what).unwrap());
     let mut skip = chance.below(6);
