@@ -34,7 +34,7 @@ pub type LiveCluster = (u64, Vec<u8>);
 
 impl Harbor {
     /// Returns what the live disk of a volume may have again: the areas of its layers that are damaged, and what of the
-    /// newest point is. In order, neighbours apart.
+    /// newest point is, in whole clusters. In order, neighbours apart; the last may reach behind the volume's end.
     pub fn curable(&self, volume: VolumeId) -> Vec<Range<u64>> {
         let damage = self.damage();
         let newest = self.newest_point().map(|point| point.id);
@@ -58,7 +58,11 @@ impl Harbor {
             let shown = shown.flat_map(|cost| &cost.areas);
             areas.extend(shown.map(|area| area.offset..area.offset.saturating_add(area.length)));
         }
-        joined(areas)
+        let whole = |area: Range<u64>| {
+            let end = area.end.checked_next_multiple_of(CLUSTER_LEN);
+            area.start / CLUSTER_LEN * CLUSTER_LEN..end.unwrap_or(area.end)
+        };
+        joined(areas.into_iter().map(whole).collect())
     }
 
     /// Puts clusters back into the layers in which they are damaged, where the layers' hashes say that they are what was

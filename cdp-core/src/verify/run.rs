@@ -1,7 +1,8 @@
 //! Goes over the files of a harbor, and takes down what is found.
 //!
 //! A file that takes another one's place while it is read is left for the next time: what was found of it may be about
-//! neither. Several threads take one file after the other. Layers are looked at once more with nobody merging, before anything bad is said of them.
+//! neither. Several threads take one file after the other. Layers are looked at once more with nobody merging, before
+//! anything bad is said of them.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -62,10 +63,7 @@ pub(crate) fn verify(shared: &Shared, scope: Scope, control: Control<'_>) -> Res
         scope,
         telling,
         due: Mutex::new(due.into()),
-        done: Mutex::new(Done {
-            ended: Ok(()),
-            ..Done::default()
-        }),
+        done: Mutex::default(),
     };
     let workers = match scope.bytes {
         None => thread::available_parallelism().map_or(1, |cores| cores.get().min(VERIFIERS_MAX)),

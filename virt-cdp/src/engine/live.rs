@@ -126,12 +126,6 @@ fn compare(
         let Some((_, areas)) = areas.iter().find(|(one, _)| one == id) else {
             continue;
         };
-        // In whole clusters, as layers have them.
-        let whole = |area: &Range<u64>| {
-            let cluster = CLUSTER as u64;
-            area.start / cluster * cluster..area.end.div_ceil(cluster).saturating_mul(cluster)
-        };
-        let areas: Vec<Range<u64>> = areas.iter().map(whole).collect();
         let stream = exports
             .open(node, name, None)
             .map_err(|e| cannot_read(&e))?;
@@ -139,7 +133,7 @@ fn compare(
         let read = disk_read::read_areas(
             stream,
             name,
-            &in_order(areas),
+            areas,
             |bytes| side.goes_on(bytes, go_on),
             |window| comparing.borrow_mut().begin(window),
             |offset, piece| comparing.borrow_mut().piece(offset, piece),
@@ -211,18 +205,6 @@ impl LiveSide {
         let of_migration = ["finish-migrate", "postmigrate", "inmigrate"];
         status.is_some_and(|status| of_migration.contains(&status.as_str()))
     }
-}
-
-/// Puts areas that touch together; they are in order.
-fn in_order(areas: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    let mut joined: Vec<Range<u64>> = Vec::new();
-    for area in areas {
-        match joined.last_mut() {
-            Some(last) if area.start <= last.end => last.end = last.end.max(area.end),
-            _ => joined.push(area),
-        }
-    }
-    joined
 }
 
 fn cannot_read(error: &(dyn std::error::Error + 'static)) -> ApiError {
@@ -529,10 +511,5 @@ mod tests {
             (2 * cluster + 1024, 512),
         ];
         assert_eq!(lens, expected);
-    }
-
-    #[test]
-    fn areas_that_touch_are_read_once() {
-        assert_eq!(in_order(vec![0..4, 4..6, 5..9, 12..13]), vec![0..9, 12..13]);
     }
 }
