@@ -298,7 +298,8 @@ fn judge(dir: &Path, model: &Model, context: &str, may_be_uncovered: bool) -> (b
         "{context}: wrong bytes at {first:?} before"
     );
     let report = verify(&harbor, Scope::default());
-    let is_found = !report.findings.is_empty() || !opened.damage.is_empty();
+    // The last segment without a footer is one that was not closed: it is sealed again, and that is told.
+    let is_found = !report.findings.is_empty() || !opened.damage.is_empty() || opened.cut.is_some();
     assert!(is_found || may_be_uncovered, "{context}: nothing was found");
     let (failed, wrong) = read_all(&harbor, model);
     let first = wrong.first();
@@ -306,6 +307,12 @@ fn judge(dir: &Path, model: &Model, context: &str, may_be_uncovered: bool) -> (b
         first.is_none(),
         "{context}: wrong bytes at {first:?}, {report:#?}"
     );
+    // A volume of another size cannot be read to its end, and nothing tells which size it had: that the description is
+    // damaged is said, and what that costs cannot be.
+    let described = report.findings.iter().any(|one| one.file == "machine.toml");
+    if described && !failed.is_empty() {
+        return (is_found, true);
+    }
     let told = told(&harbor, &report.findings);
     let (costed, hit) = (points_of(&told), points_of(&failed));
     assert_eq!(costed, hit, "{context}: {report:#?}");
