@@ -11,4 +11,5 @@ pub(crate) mod host;
 
 pub mod cli;
 
-pub mod units;
+/// Durations and sizes as people write them.
+pub use drill_runner::units;
