@@ -7,6 +7,8 @@ pub mod units;
 
 pub mod plan;
 
+pub mod isolation;
+
 pub mod stage;
 
 pub mod outcome;

@@ -3,12 +3,50 @@
 //! An agent that is not there is [`ErrorKind::AgentSilent`], and libvirt then refuses further commands at once until
 //! the agent synchronises again; a command the agent refused is [`ErrorKind::Refused`].
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::domain::Domain;
 use crate::error::{ErrorKind, LibvirtError, Result};
+
+/// An address of a guest, as its agent tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestAddress {
+    /// The MAC address of its card, in lower case.
+    pub mac: String,
+    /// The address.
+    pub ip: IpAddr,
+    /// Its prefix length.
+    pub prefix: u8,
+}
+
+/// The addresses in the answer to `guest-network-get-interfaces`; what is not understood is left out.
+fn parse_addresses(answer: &Value) -> Vec<GuestAddress> {
+    let mut found = Vec::new();
+    for card in answer.as_array().into_iter().flatten() {
+        let mac = card.get("hardware-address").and_then(Value::as_str);
+        let mac = mac.unwrap_or_default().to_ascii_lowercase();
+        let list = card.get("ip-addresses").and_then(Value::as_array);
+        for one in list.into_iter().flatten() {
+            let ip = one.get("ip-address").and_then(Value::as_str);
+            let Some(ip) = ip.and_then(|ip| ip.parse::<IpAddr>().ok()) else {
+                continue;
+            };
+            let prefix = one.get("prefix").and_then(Value::as_u64);
+            let prefix = prefix.and_then(|prefix| u8::try_from(prefix).ok());
+            if !ip.is_loopback() {
+                found.push(GuestAddress {
+                    mac: mac.clone(),
+                    ip,
+                    prefix: prefix.unwrap_or(if ip.is_ipv4() { 24 } else { 64 }),
+                });
+            }
+        }
+    }
+    found
+}
 
 impl Domain {
     /// Asks the guest agent for a sign of life.
@@ -36,6 +74,15 @@ impl Domain {
     /// Those of [`Domain::agent_command`].
     pub fn agent_thaw(&self, timeout: Duration) -> Result<u64> {
         self.count("guest-fsfreeze-thaw", timeout)
+    }
+
+    /// Asks the guest agent for the addresses of the guest's network cards; those of its loopback are left out.
+    ///
+    /// # Errors
+    /// Those of [`Domain::agent_command`].
+    pub fn agent_addresses(&self, timeout: Duration) -> Result<Vec<GuestAddress>> {
+        let command = serde_json::json!({ "execute": "guest-network-get-interfaces" });
+        Ok(parse_addresses(&self.agent_command(&command, timeout)?))
     }
 
     fn count(&self, execute: &str, timeout: Duration) -> Result<u64> {
@@ -84,6 +131,29 @@ fn seconds(timeout: Duration) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_are_read_from_the_agents_answer() {
+        let answer = serde_json::json!([
+            {"name": "lo", "hardware-address": "00:00:00:00:00:00", "ip-addresses": [
+                {"ip-address-type": "ipv4", "ip-address": "127.0.0.1", "prefix": 8}]},
+            {"name": "eth0", "hardware-address": "52:54:00:AA:00:01", "ip-addresses": [
+                {"ip-address-type": "ipv4", "ip-address": "10.1.2.5", "prefix": 23},
+                {"ip-address-type": "ipv6", "ip-address": "fe80::1"}]},
+            {"name": "eth1"}, 7
+        ]);
+        let found: Vec<String> = parse_addresses(&answer)
+            .iter()
+            .map(|one| format!("{} {}/{}", one.mac, one.ip, one.prefix))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                "52:54:00:aa:00:01 10.1.2.5/23",
+                "52:54:00:aa:00:01 fe80::1/64"
+            ]
+        );
+    }
 
     #[test]
     fn timeouts_are_whole_seconds() {

@@ -13,6 +13,7 @@ use crate::connection::Hypervisor;
 use crate::disks::{Disk, parse_disks};
 use crate::error::{ErrorKind, LibvirtError, Result};
 use crate::ffi;
+use crate::xml_tree::Tree;
 
 /// One domain of a hypervisor, running or not.
 #[derive(Clone)]
@@ -210,6 +211,46 @@ impl Domain {
     /// Those of [`Domain::xml_now`]; [`ErrorKind::BadXml`] if libvirt's XML is not understood.
     pub fn disks(&self) -> Result<Vec<Disk>> {
         parse_disks(&self.xml_now()?)
+    }
+
+    /// Lists the devices of the host behind its network cards: MAC address in lower case, and name.
+    ///
+    /// # Errors
+    /// Those of [`Domain::xml_now`]; [`ErrorKind::BadXml`].
+    pub fn card_devices(&self) -> Result<Vec<(String, String)>> {
+        let root = crate::xml_tree::parse_domain(&self.xml_now()?)?;
+        let devices = root.get_child("devices");
+        let cards = devices.into_iter().flat_map(|devices| devices.elements());
+        let cards = cards.filter(|device| device.name == "interface");
+        let device = cards.filter_map(|card| {
+            let mac = card.child_attr("mac", "address")?.to_ascii_lowercase();
+            Some((mac, card.child_attr("target", "dev")?.to_owned()))
+        });
+        Ok(device.collect())
+    }
+
+    /// Tells whether the machine has a channel for a guest agent.
+    ///
+    /// # Errors
+    /// Those of [`Domain::card_devices`].
+    pub fn has_agent_channel(&self) -> Result<bool> {
+        let root = crate::xml_tree::parse_domain(&self.xml_now()?)?;
+        let devices = root.get_child("devices");
+        let mut all = devices.into_iter().flat_map(|devices| devices.elements());
+        Ok(all.any(|device| {
+            device.name == "channel"
+                && device.child_attr("target", "name") == Some("org.qemu.guest_agent.0")
+        }))
+    }
+
+    /// Returns its vCPUs and its memory in bytes, as they are now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSuchDomain`], [`ErrorKind::NotConnected`].
+    pub fn size(&self) -> Result<(u32, u64)> {
+        let info = self.virt()?.info();
+        let info = info.map_err(|error| self.error("read the size of", error))?;
+        Ok((info.nr_virt_cpu, info.memory.saturating_mul(1024)))
     }
 
     /// Looks the domain up in libvirt.

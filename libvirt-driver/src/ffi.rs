@@ -315,3 +315,31 @@ pub(crate) fn block_job_abort(domain: &Domain, target: &str) -> Result<(), Error
         Ok(())
     }
 }
+
+/// Returns the leases a network has given: MAC address in lower case, and IP address.
+pub(crate) fn leases(
+    network: &virt::network::Network,
+) -> Result<Vec<(String, std::net::IpAddr)>, Error> {
+    let mut list: *mut sys::virNetworkDHCPLeasePtr = ptr::null_mut();
+    // SAFETY: the network is alive (borrowed); no MAC address asks for all; libvirt sets `list` to an array that is ours.
+    let count =
+        unsafe { sys::virNetworkGetDHCPLeases(network.as_ptr(), ptr::null(), &mut list, 0) };
+    if count < 0 {
+        return Err(Error::last_error());
+    }
+    let mut found = Vec::new();
+    for at in 0..usize::try_from(count).unwrap_or(0) {
+        // SAFETY: the array has `count` leases, each alive until it is freed right here, once.
+        let (mac, ip) = unsafe {
+            let lease = *list.add(at);
+            let told = (text((*lease).mac), text((*lease).ipaddr));
+            sys::virNetworkDHCPLeaseFree(lease);
+            told
+        };
+        if let Ok(ip) = ip.parse() {
+            found.push((mac.to_ascii_lowercase(), ip));
+        }
+    }
+    release(list.cast());
+    Ok(found)
+}

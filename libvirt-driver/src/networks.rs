@@ -1,7 +1,22 @@
-//! libvirt's virtual networks: which there are, and whether a takeover can be plugged into one.
+//! libvirt's virtual networks: which there are, whether a takeover can be plugged into one, and which addresses it gives.
+
+use std::net::IpAddr;
+
+use xmltree::Element;
 
 use crate::connection::Hypervisor;
 use crate::error::{ErrorKind, LibvirtError, Result};
+use crate::ffi;
+use crate::xml_tree::Tree;
+
+/// The addresses of a virtual network.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NetworkAddresses {
+    /// The host's addresses in it, with their prefix lengths: what its guests have as gateway.
+    pub gateways: Vec<(IpAddr, u8)>,
+    /// Addresses of guests: the MAC address in lower case and the IP address; reservations first, then leases.
+    pub guests: Vec<(String, IpAddr)>,
+}
 
 /// A virtual network of libvirt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +54,23 @@ impl Hypervisor {
         Ok(self.networks()?.iter().any(|network| network.name == name))
     }
 
+    /// Tells which addresses a network has and gives.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSuchNetwork`], [`ErrorKind::NotConnected`], [`ErrorKind::BadXml`].
+    pub fn network_addresses(&self, name: &str) -> Result<NetworkAddresses> {
+        let error = |error| self.error(format!("read network {name}"), error);
+        let connect = self.connection()?;
+        let network = connect.lookup_network_by_name(name).map_err(error)?;
+        let xml = network.xml_desc(0).map_err(error)?;
+        let mut addresses = parse_addresses(&xml)?;
+        // A network that is not started has none.
+        addresses
+            .guests
+            .extend(ffi::leases(&network).unwrap_or_default());
+        Ok(addresses)
+    }
+
     /// Checks that domains can be plugged into the network.
     ///
     /// # Errors
@@ -56,6 +88,35 @@ fn describe(network: &virt::network::Network) -> std::result::Result<Network, vi
         active: network.is_active()?,
         bridge,
     })
+}
+
+/// The addresses in a network's XML.
+fn parse_addresses(xml: &str) -> Result<NetworkAddresses> {
+    let what = "read a network's XML";
+    let root = Element::parse(xml.as_bytes())
+        .map_err(|error| LibvirtError::new(ErrorKind::BadXml, what, error.to_string()))?;
+    let mut found = NetworkAddresses::default();
+    for ip in root.elements().filter(|child| child.name == "ip") {
+        let Some(address) = ip.attr("address").and_then(|a| a.parse::<IpAddr>().ok()) else {
+            continue;
+        };
+        let given = ip.attr("prefix").and_then(|prefix| prefix.parse().ok());
+        let of_mask = || {
+            let mask = ip.attr("netmask")?.parse::<std::net::Ipv4Addr>().ok()?;
+            u8::try_from(u32::from(mask).leading_ones()).ok()
+        };
+        let usual = if address.is_ipv4() { 24 } else { 64 };
+        let prefix = given.or_else(of_mask).unwrap_or(usual);
+        found.gateways.push((address, prefix));
+        let hosts = ip.elements().filter(|child| child.name == "dhcp");
+        for host in hosts.flat_map(|dhcp| dhcp.elements().filter(|child| child.name == "host")) {
+            let ip = host.attr("ip").and_then(|ip| ip.parse().ok());
+            if let (Some(mac), Some(ip)) = (host.attr("mac"), ip) {
+                found.guests.push((mac.to_ascii_lowercase(), ip));
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn judge(networks: &[Network], name: &str) -> Result<()> {
@@ -89,6 +150,21 @@ fn judge(networks: &[Network], name: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_are_read_from_a_networks_xml() {
+        let xml = "<network><name>n</name><ip address='10.1.2.1' netmask='255.255.254.0'><dhcp>\
+            <range start='10.1.2.2' end='10.1.2.9'/><host mac='52:54:00:AA:00:01' name='a' ip='10.1.2.5'/></dhcp></ip>\
+            <ip family='ipv6' address='fd00::1' prefix='64'/></network>";
+        let found = parse_addresses(xml).unwrap();
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(found.gateways, [(ip("10.1.2.1"), 23), (ip("fd00::1"), 64)]);
+        assert_eq!(
+            found.guests,
+            [("52:54:00:aa:00:01".to_owned(), ip("10.1.2.5"))]
+        );
+        assert!(parse_addresses("<network").is_err());
+    }
 
     #[test]
     fn a_network_must_be_there_and_started() {

@@ -17,6 +17,7 @@ mod tests;
 use std::{net::IpAddr, time::Duration};
 
 pub use check::{Body, CheckKind, CheckPlan, FileSum, Pattern, Ready};
+pub use short::FORMS;
 
 /// How long a drill may take from its start to the last check, unless the plan says.
 pub const DEADLINE: Duration = Duration::from_secs(15 * 60);

@@ -19,7 +19,7 @@ mod sizing;
 mod spec;
 
 pub use spec::{
-    Edited, MacChoice, NbdBacking, NetworkChoice, RenamedTarget, TakeoverDisk, TakeoverSpec,
+    Card, Edited, MacChoice, NbdBacking, NetworkChoice, RenamedTarget, TakeoverDisk, TakeoverSpec,
 };
 
 pub(crate) use identity::is_takeover;
@@ -42,13 +42,14 @@ pub fn edit(xml_of_that_time: &str, spec: &TakeoverSpec) -> Result<Edited> {
     let machine = machine_type(&domain);
     let devices = devices(&mut domain)?;
     let targets = disks::edit(devices, &machine, spec, &mut notes)?;
-    network::edit(devices, spec, &mut notes);
+    let cards = network::edit(devices, spec, &mut notes);
     ports::edit(devices, spec, &mut notes);
     host_parts::edit(&mut domain, &mut notes);
     Ok(Edited {
         xml: to_text(&domain)?,
         dropped: notes,
         targets,
+        cards,
     })
 }
 

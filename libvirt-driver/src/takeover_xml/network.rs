@@ -4,15 +4,21 @@
 
 use xmltree::Element;
 
-use super::spec::{MacChoice, NetworkChoice, TakeoverSpec};
+use super::spec::{Card, MacChoice, NetworkChoice, TakeoverSpec};
 use crate::xml_tree::{Tree, element};
 
-pub(super) fn edit(devices: &mut Element, spec: &TakeoverSpec, notes: &mut Vec<String>) {
+pub(super) fn edit(
+    devices: &mut Element,
+    spec: &TakeoverSpec,
+    notes: &mut Vec<String>,
+) -> Vec<Card> {
     let mut number = 0;
+    let mut cards = Vec::new();
     devices.retain(|device| {
         if device.name != "interface" {
             return true;
         }
+        let (was_in, is_network) = place(device);
         let keep = match &spec.network {
             NetworkChoice::None => false,
             NetworkChoice::Keep => keep_plugged(device, notes),
@@ -20,13 +26,38 @@ pub(super) fn edit(devices: &mut Element, spec: &TakeoverSpec, notes: &mut Vec<S
                 plug(device, network, notes);
                 true
             }
+            NetworkChoice::Loose { down } => {
+                loosen(device, down.contains(&cards.len()), notes);
+                true
+            }
         };
         if spec.mac == MacChoice::New {
             set_mac(device, &new_mac(&spec.uuid, number));
         }
         number += 1;
+        if keep {
+            let mac = device.child_attr("mac", "address").unwrap_or_default();
+            cards.push(Card {
+                mac: mac.to_ascii_lowercase(),
+                was_in,
+                is_network,
+            });
+        }
         keep
     });
+    cards
+}
+
+/// What the card is plugged into, and whether that is a libvirt network.
+fn place(card: &Element) -> (String, bool) {
+    let kind = card.attr("type").unwrap_or_default();
+    let source = |name| card.child_attr("source", name);
+    match kind {
+        "network" => (source("network").unwrap_or_default().to_owned(), true),
+        "bridge" => (source("bridge").unwrap_or_default().to_owned(), false),
+        "direct" => (source("dev").unwrap_or_default().to_owned(), false),
+        other => (other.to_owned(), false),
+    }
 }
 
 /// The card by its address, for people.
@@ -68,6 +99,24 @@ fn keep_plugged(card: &mut Element, notes: &mut Vec<String>) -> bool {
 
 /// Plugs the card into a libvirt network.
 fn plug(card: &mut Element, network: &str, notes: &mut Vec<String>) {
+    unplug(card, notes);
+    card.set("type", "network");
+    card.push(element("source", &[("network", network)]));
+}
+
+/// Leaves the card with a device of its own, in no bridge.
+fn loosen(card: &mut Element, is_down: bool, notes: &mut Vec<String>) {
+    unplug(card, notes);
+    card.remove_all("bandwidth");
+    card.remove_all("link");
+    card.set("type", "ethernet");
+    if is_down {
+        card.push(element("link", &[("state", "down")]));
+    }
+}
+
+/// Takes the card out of whatever it was plugged into.
+fn unplug(card: &mut Element, notes: &mut Vec<String>) {
     let kind = card.attr("type").unwrap_or_default().to_owned();
     if matches!(kind.as_str(), "hostdev" | "vdpa") {
         notes.push(format!(
@@ -99,8 +148,6 @@ fn plug(card: &mut Element, network: &str, notes: &mut Vec<String>) {
         card.remove_all("driver");
         card.remove_all("backend");
     }
-    card.set("type", "network");
-    card.push(element("source", &[("network", network)]));
 }
 
 /// Removes what libvirt filled in for the run, and names of the host that can exist once only.

@@ -36,6 +36,11 @@ pub enum NetworkChoice {
     None,
     /// This libvirt network, all of them.
     Named(String),
+    /// Nothing: each has a device of the host that is in no bridge, for whoever starts it to put where it belongs.
+    Loose {
+        /// Cards whose link is down, by their number.
+        down: Vec<usize>,
+    },
 }
 
 /// The addresses of the network cards.
@@ -78,6 +83,19 @@ pub struct Edited {
     pub dropped: Vec<String>,
     /// The targets of the protected disks, in the order of the spec.
     pub targets: Vec<RenamedTarget>,
+    /// The network cards, in the order of the XML.
+    pub cards: Vec<Card>,
+}
+
+/// A network card of the takeover.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Card {
+    /// Its address; empty where libvirt chooses one.
+    pub mac: String,
+    /// What the original's card was plugged into: the name of a libvirt network, a bridge, or a device of the host.
+    pub was_in: String,
+    /// True where [`Card::was_in`] is a libvirt network.
+    pub is_network: bool,
 }
 
 /// A protected disk's target in the XML of that time and in the new one.

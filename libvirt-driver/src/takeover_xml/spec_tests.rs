@@ -70,6 +70,44 @@ fn what_the_spec_asks_for_is_there() {
 }
 
 #[test]
+fn loose_cards_are_in_no_network_and_tell_what_they_were_in() {
+    let edited = edit(
+        UEFI,
+        &TakeoverSpec {
+            network: NetworkChoice::Loose { down: vec![1] },
+            ..spec(&["sda"])
+        },
+    )
+    .unwrap();
+    let root = parse_domain(&edited.xml).unwrap();
+    let devices = root.get_child("devices").unwrap();
+    let cards: Vec<_> = devices
+        .elements()
+        .filter(|device| device.name == "interface")
+        .collect();
+    assert_eq!(cards.len(), 2);
+    for card in &cards {
+        assert_eq!(card.attr("type"), Some("ethernet"));
+        assert!(!card.has("source") && !card.has("target"), "{card:?}");
+        assert!(card.has("model") && card.has("mac"));
+    }
+    assert!(!cards[0].has("link"));
+    assert_eq!(cards[1].child_attr("link", "state"), Some("down"));
+    let told: Vec<(&str, &str, bool)> = edited
+        .cards
+        .iter()
+        .map(|card| (card.mac.as_str(), card.was_in.as_str(), card.is_network))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("52:54:00:11:22:33", "br0", false),
+            ("52:54:00:11:22:34", "hostdev", false),
+        ]
+    );
+}
+
+#[test]
 fn new_addresses_differ_between_cards_and_takeovers() {
     let macs = |uuid: &str| {
         let spec = TakeoverSpec {
