@@ -78,6 +78,20 @@ impl Hypervisor {
         &self.0.uri
     }
 
+    /// Returns the versions of libvirt and of the hypervisor, as `11.3.0`; empty where they cannot be had.
+    pub fn versions(&self) -> (String, String) {
+        let text = |number: u32| {
+            let (major, minor, release) = (number / 1_000_000, number / 1000 % 1000, number % 1000);
+            format!("{major}.{minor}.{release}")
+        };
+        let Ok(connect) = self.connection() else {
+            return Default::default();
+        };
+        let libvirt = connect.lib_version().map(text).unwrap_or_default();
+        let hypervisor = connect.hyp_version().map(text).unwrap_or_default();
+        (libvirt, hypervisor)
+    }
+
     /// Subscribes to what happens to all domains of this hypervisor from now on.
     ///
     /// The receiver gets everything in order and without a bound: read it. Drop it to unsubscribe.

@@ -37,11 +37,10 @@ impl Hypervisor {
     pub fn networks(&self) -> Result<Vec<Network>> {
         let error = |error| self.error("list the networks", error);
         let all = self.connection()?.list_all_networks(0).map_err(error)?;
-        let mut networks = all
-            .iter()
-            .map(describe)
-            .collect::<std::result::Result<Vec<_>, _>>()
-            .map_err(error)?;
+        // One that goes while it is asked is none.
+        let described = all.iter().map(|one| describe(one).map_err(error));
+        let is_there = |one: &Result<Network>| !matches!(one, Err(error) if error.kind == ErrorKind::NoSuchNetwork);
+        let mut networks = described.filter(is_there).collect::<Result<Vec<_>>>()?;
         networks.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(networks)
     }

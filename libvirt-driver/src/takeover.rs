@@ -12,12 +12,13 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use virt::{enumutil::Enum, error::ErrorNumber};
 use virt_sys as sys;
 
 use crate::connection::Hypervisor;
 use crate::domain::{Domain, DomainState};
 use crate::error::{ErrorKind, LibvirtError, Result};
-use crate::takeover_xml::is_takeover;
+use crate::takeover_xml::{MARK_NAMESPACE, is_takeover};
 use crate::xml_tree::{Tree, parse_domain};
 
 /// How a takeover starts.
@@ -105,7 +106,7 @@ impl Hypervisor {
             Err(error) if error.kind == ErrorKind::NoSuchDomain => return Ok(None),
             other => other?,
         };
-        if is_takeover(&parse_domain(&domain.xml_now()?)?) {
+        if is_marked(&domain)? {
             return Ok(Some(domain));
         }
         let message = format!(
@@ -113,6 +114,22 @@ impl Hypervisor {
             domain.name()
         );
         Err(LibvirtError::new(ErrorKind::DomainExists, what, message))
+    }
+}
+
+/// Tells whether a domain is a takeover. Its XML would say so, too, but libvirt does not give that out while a start hangs, as
+/// one does whose views are gone.
+fn is_marked(domain: &Domain) -> Result<bool> {
+    let kind = sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed();
+    let found = domain
+        .virt()?
+        .metadata(kind, Some(MARK_NAMESPACE), sys::VIR_DOMAIN_AFFECT_CURRENT);
+    match found {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.code(), Enum::Known(ErrorNumber::NoDomainMetadata)) => {
+            Ok(false)
+        }
+        Err(error) => Err(domain.error("read the mark of", error)),
     }
 }
 

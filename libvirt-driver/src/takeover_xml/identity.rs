@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::xml_tree::{Tree, element};
 
 /// The namespace of the mark in a takeover's metadata.
-const MARK_NAMESPACE: &str = "urn:virt-cdp:takeover";
+pub(crate) const MARK_NAMESPACE: &str = "urn:virt-cdp:takeover";
 const MARK_PREFIX: &str = "virtcdp";
 
 /// Tells whether the XML has the mark that [`edit`] leaves.

@@ -22,7 +22,7 @@ pub use spec::{
     Card, Edited, MacChoice, NbdBacking, NetworkChoice, RenamedTarget, TakeoverDisk, TakeoverSpec,
 };
 
-pub(crate) use identity::is_takeover;
+pub(crate) use identity::{MARK_NAMESPACE, is_takeover};
 
 use xmltree::Element;
 
@@ -42,15 +42,41 @@ pub fn edit(xml_of_that_time: &str, spec: &TakeoverSpec) -> Result<Edited> {
     let machine = machine_type(&domain);
     let devices = devices(&mut domain)?;
     let targets = disks::edit(devices, &machine, spec, &mut notes)?;
-    let cards = network::edit(devices, spec, &mut notes);
+    network::edit(devices, spec, &mut notes);
     ports::edit(devices, spec, &mut notes);
     host_parts::edit(&mut domain, &mut notes);
     Ok(Edited {
         xml: to_text(&domain)?,
         dropped: notes,
         targets,
-        cards,
     })
+}
+
+/// Returns the network cards of a machine, in the order of its XML.
+///
+/// # Errors
+/// [`ErrorKind::BadXml`] when the text is no domain XML.
+pub fn cards(xml: &str) -> Result<Vec<Card>> {
+    let mut domain = parse_domain(xml)?;
+    Ok(network::cards(devices(&mut domain)?))
+}
+
+/// Returns the memory of a machine, bytes; none where its XML does not say.
+pub fn memory_bytes(xml: &str) -> Option<u64> {
+    use crate::xml_tree::Tree;
+    let domain = parse_domain(xml).ok()?;
+    let number: u64 = domain.child_text("memory")?.parse().ok()?;
+    let unit = match domain.child_attr("memory", "unit").unwrap_or("KiB") {
+        "b" | "bytes" => 1,
+        "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        "T" | "TiB" => 1 << 40,
+        _ => 1 << 10,
+    };
+    number.checked_mul(unit)
 }
 
 /// An error about the spec or the XML.

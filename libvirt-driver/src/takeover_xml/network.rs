@@ -7,18 +7,12 @@ use xmltree::Element;
 use super::spec::{Card, MacChoice, NetworkChoice, TakeoverSpec};
 use crate::xml_tree::{Tree, element};
 
-pub(super) fn edit(
-    devices: &mut Element,
-    spec: &TakeoverSpec,
-    notes: &mut Vec<String>,
-) -> Vec<Card> {
-    let mut number = 0;
-    let mut cards = Vec::new();
+pub(super) fn edit(devices: &mut Element, spec: &TakeoverSpec, notes: &mut Vec<String>) {
+    let mut number = 0_usize;
     devices.retain(|device| {
         if device.name != "interface" {
             return true;
         }
-        let (was_in, is_network) = place(device);
         let keep = match &spec.network {
             NetworkChoice::None => false,
             NetworkChoice::Keep => keep_plugged(device, notes),
@@ -27,25 +21,42 @@ pub(super) fn edit(
                 true
             }
             NetworkChoice::Loose { down } => {
-                loosen(device, down.contains(&cards.len()), notes);
+                loosen(device, down.contains(&number), notes);
                 true
             }
         };
         if spec.mac == MacChoice::New {
-            set_mac(device, &new_mac(&spec.uuid, number));
+            set_mac(
+                device,
+                &new_mac(&spec.uuid, u32::try_from(number).unwrap_or(0)),
+            );
         }
         number += 1;
-        if keep {
-            let mac = device.child_attr("mac", "address").unwrap_or_default();
-            cards.push(Card {
-                mac: mac.to_ascii_lowercase(),
-                was_in,
-                is_network,
-            });
-        }
         keep
     });
+}
+
+/// The network cards as they are.
+pub(super) fn cards(devices: &Element) -> Vec<Card> {
+    let cards = devices
+        .elements()
+        .filter(|device| device.name == "interface");
     cards
+        .map(|card| {
+            let (was_in, is_network) = place(card);
+            let mac = mac_of(card);
+            Card {
+                mac,
+                was_in,
+                is_network,
+            }
+        })
+        .collect()
+}
+
+fn mac_of(card: &Element) -> String {
+    let mac = card.child_attr("mac", "address").unwrap_or_default();
+    mac.to_ascii_lowercase()
 }
 
 /// What the card is plugged into, and whether that is a libvirt network.

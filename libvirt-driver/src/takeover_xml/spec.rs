@@ -83,16 +83,14 @@ pub struct Edited {
     pub dropped: Vec<String>,
     /// The targets of the protected disks, in the order of the spec.
     pub targets: Vec<RenamedTarget>,
-    /// The network cards, in the order of the XML.
-    pub cards: Vec<Card>,
 }
 
-/// A network card of the takeover.
+/// A network card of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Card {
     /// Its address; empty where libvirt chooses one.
     pub mac: String,
-    /// What the original's card was plugged into: the name of a libvirt network, a bridge, or a device of the host.
+    /// What it is plugged into: the name of a libvirt network, a bridge, or a device of the host.
     pub was_in: String,
     /// True where [`Card::was_in`] is a libvirt network.
     pub is_network: bool,

@@ -93,8 +93,8 @@ fn loose_cards_are_in_no_network_and_tell_what_they_were_in() {
     }
     assert!(!cards[0].has("link"));
     assert_eq!(cards[1].child_attr("link", "state"), Some("down"));
-    let told: Vec<(&str, &str, bool)> = edited
-        .cards
+    let told = super::cards(UEFI).unwrap();
+    let told: Vec<(&str, &str, bool)> = told
         .iter()
         .map(|card| (card.mac.as_str(), card.was_in.as_str(), card.is_network))
         .collect();
