@@ -215,6 +215,18 @@ impl Harbor {
         })?
     }
 
+    /// Returns the hash of the journal's chain behind what a record is in, or where that is not sealed yet, before it: it
+    /// stands for everything journaled until then. None where no segment of that time is left.
+    pub fn chain_hash(&self, seq: Seq) -> Option<[u8; 32]> {
+        let catalog = self.shared.catalog();
+        let mut until = catalog
+            .segments
+            .iter()
+            .rev()
+            .filter(|one| one.first_seq <= seq);
+        until.find_map(|segment| segment.chain_hash())
+    }
+
     /// Returns the newest point.
     pub fn newest_point(&self) -> Option<Point> {
         self.select(|points| points.last().cloned())?
