@@ -11,4 +11,14 @@ pub mod isolation;
 
 pub mod stage;
 
+pub mod check;
+
+pub mod run;
+
 pub mod outcome;
+
+pub mod report;
+
+pub mod bisect;
+
+pub mod schedule;

@@ -1,5 +1,7 @@
 //! The network of a drill, for real: two of them with the same addresses beside each other, and nothing left.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
 use std::{
     fs,
     io::Read,

@@ -39,6 +39,17 @@ pub fn find(id: &str) -> Vec<i32> {
     holders.into_iter().chain(others).collect()
 }
 
+/// A process in the namespace of a drill, which lasts as long as that; none if there is no such drill on this host.
+#[must_use]
+pub fn holder(id: &str) -> Option<i32> {
+    let own = namespace("self");
+    let (holders, _) = sort(id);
+    let mut inside = holders
+        .into_iter()
+        .filter(|pid| namespace(&pid.to_string()) != own);
+    inside.next()
+}
+
 /// What holds the namespace of a drill, and all other processes of it.
 fn sort(id: &str) -> (BTreeSet<i32>, BTreeSet<i32>) {
     let own = namespace("self");

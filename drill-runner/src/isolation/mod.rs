@@ -26,6 +26,7 @@ use std::{
 };
 
 use namespace::Namespace;
+use neighbours::Ear;
 use subnet::Subnet;
 
 /// The environment variable that marks what was started for a drill; its value is the drill's number.
@@ -82,6 +83,7 @@ pub struct Isolation {
     dir: PathBuf,
     namespace: Namespace,
     dhcp: Option<Child>,
+    ear: Ear,
     segments: Mutex<Vec<Placed>>,
 }
 
@@ -100,6 +102,8 @@ impl Isolation {
     /// `unshare`, `ip` or `dnsmasq` are missing or fail; no permission to make a namespace. Nothing is left then.
     pub fn make(id: &str, dir: &Path, segments: &[Segment]) -> Result<Self> {
         let namespace = Namespace::make(id)?;
+        let ear = namespace.run(Ear::open)?;
+        let ear = ear.map_err(host("listen in the drill's network"))?;
         let mut placed = Vec::new();
         for (number, segment) in segments.iter().enumerate() {
             let given = segment.gateways.iter();
@@ -118,6 +122,7 @@ impl Isolation {
             dir: dir.to_owned(),
             namespace,
             dhcp: None,
+            ear,
             segments: Mutex::new(placed),
         };
         isolation.set_up()?;
@@ -138,9 +143,16 @@ impl Isolation {
         }
         self.namespace.run(|| {
             // So that guests are known by what they announce of themselves.
-            let accept = "/proc/sys/net/ipv4/conf/all/arp_accept";
-            fs::write(accept, "1").map_err(host(format!("set {accept}")))?;
-            ip(&batch)
+            set("ipv4/conf/all/arp_accept", "1")?;
+            ip(&batch)?;
+            for placed in &segments {
+                // So that a guest that is not there yet is looked for again at once.
+                for family in ["ipv4", "ipv6"] {
+                    let key = format!("{family}/neigh/{}/retrans_time_ms", placed.bridge);
+                    set(&key, "200")?;
+                }
+            }
+            Ok::<_, IsolationError>(())
         })??;
         let has_guests = !segments.is_empty();
         if has_guests {
@@ -224,7 +236,7 @@ impl Isolation {
             .map(|(mac, ip)| (mac, ip, "lease"))
             .collect();
         let neighbours = self.namespace.run(neighbours::read).unwrap_or_default();
-        for (mac, ip) in neighbours {
+        for (mac, ip) in neighbours.into_iter().chain(self.ear.heard()) {
             if !seen.iter().any(|(_, known, _)| *known == ip) {
                 seen.push((mac, ip, "neighbour"));
             }
@@ -257,6 +269,12 @@ impl Placed {
             guests: &self.segment.guests,
         }
     }
+}
+
+/// Sets something of the network of the calling thread's namespace.
+fn set(key: &str, value: &str) -> Result<()> {
+    let path = Path::new("/proc/sys/net").join(key);
+    fs::write(&path, value).map_err(host(format!("set {}", path.display())))
 }
 
 /// Has `ip` do what a batch says, in the namespace of the calling thread.

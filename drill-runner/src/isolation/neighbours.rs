@@ -1,6 +1,76 @@
-//! The guests that have shown themselves on the wire, from the kernel's table of neighbours.
+//! The guests that have shown themselves on the wire: from the kernel's table of neighbours, and from what they ask for.
+//!
+//! The kernel takes note of who asks for its own addresses. A guest may only ever ask for its gateway, whose address is not
+//! known here where the original's network is none of libvirt's: so all ARP is listened to.
 
-use std::{net::IpAddr, process::Command};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+    os::fd::OwnedFd,
+    process::Command,
+    sync::{Mutex, PoisonError},
+};
+
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, eth, recv, socket_with};
+
+/// The most addresses that are kept of what is heard: a guest may say anything.
+const HEARD_MAX: usize = 64;
+/// The most packets that are read at once.
+const PACKETS_MAX: usize = 256;
+
+/// Hears who speaks ARP in the namespace of the thread that made it.
+#[derive(Debug)]
+pub(super) struct Ear {
+    socket: OwnedFd,
+    heard: Mutex<Vec<(String, IpAddr)>>,
+}
+
+impl Ear {
+    pub(super) fn open() -> io::Result<Self> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = socket_with(
+            AddressFamily::PACKET,
+            SocketType::DGRAM,
+            flags,
+            Some(eth::ARP),
+        )?;
+        Ok(Self {
+            socket,
+            heard: Mutex::default(),
+        })
+    }
+
+    /// Everybody who was heard so far: MAC address in lower case, and IP address.
+    pub(super) fn heard(&self) -> Vec<(String, IpAddr)> {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut packet = [0; 64];
+        for _ in 0..PACKETS_MAX {
+            let Ok((length, _)) = recv(&self.socket, &mut packet[..], RecvFlags::empty()) else {
+                break;
+            };
+            let told = packet.get(..length).and_then(sender);
+            if let Some(told) = told
+                && heard.len() < HEARD_MAX
+                && !heard.contains(&told)
+            {
+                heard.push(told);
+            }
+        }
+        heard.clone()
+    }
+}
+
+/// Who sent an ARP packet; none where it does not say so, as one that only asks whether an address is free.
+fn sender(packet: &[u8]) -> Option<(String, IpAddr)> {
+    let is_ours = packet.get(..6)? == [0, 1, 8, 0, 6, 4];
+    let mac: &[u8; 6] = packet.get(8..14)?.try_into().ok()?;
+    let ip: [u8; 4] = packet.get(14..18)?.try_into().ok()?;
+    let ip = Ipv4Addr::from(ip);
+    let is_one =
+        !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast() && !ip.is_loopback();
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    (is_ours && is_one).then_some((mac, ip.into()))
+}
 
 /// Reads the table of the calling thread's namespace: MAC address in lower case, and IP address.
 pub(super) fn read() -> Vec<(String, IpAddr)> {
@@ -26,6 +96,27 @@ fn parse(text: &str) -> Vec<(String, IpAddr)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_asks_is_heard() {
+        let packet = |ip: [u8; 4]| {
+            let mut packet = vec![0, 1, 8, 0, 6, 4, 0, 1, 0x52, 0x54, 0, 0xaa, 0, 1];
+            packet.extend(ip);
+            packet.extend([0, 0, 0, 0, 0, 0, 10, 0, 0, 1]);
+            packet
+        };
+        let told = |packet: &[u8]| sender(packet).map(|(mac, ip)| format!("{mac} {ip}"));
+        assert_eq!(
+            told(&packet([10, 0, 0, 5])).as_deref(),
+            Some("52:54:00:aa:00:01 10.0.0.5")
+        );
+        assert_eq!(told(&packet([0; 4])), None);
+        assert_eq!(told(&packet([255; 4])), None);
+        assert_eq!(told(&[0, 1, 8]), None);
+        let mut other = packet([10, 0, 0, 5]);
+        other[2] = 9;
+        assert_eq!(told(&other), None);
+    }
 
     #[test]
     fn neighbours_with_an_address_are_known() {

@@ -60,6 +60,34 @@ pub enum Ready {
     Running,
 }
 
+impl Ready {
+    /// Parses `auto`, `agent`, `ping`, `screen`, `running`, or `console:PATTERN`.
+    ///
+    /// # Errors
+    /// What is wrong with it and what would be right, in a sentence each.
+    pub fn parse(text: &str) -> Result<Self, (String, String)> {
+        Ok(match text {
+            "auto" => Self::Auto,
+            "agent" => Self::Agent,
+            "ping" => Self::Ping,
+            "screen" => Self::Screen,
+            "running" => Self::Running,
+            other => match other.strip_prefix("console:") {
+                Some(text) if !text.is_empty() => {
+                    let pattern = Pattern::new(text);
+                    Self::Console(pattern.map_err(|what| (what, "correct the pattern".into()))?)
+                }
+                _ => {
+                    return Err((
+                        format!("there is no sign of readiness {other:?}"),
+                        "give auto, agent, ping, screen, running, or console:PATTERN".into(),
+                    ));
+                }
+            },
+        })
+    }
+}
+
 /// A check.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CheckPlan {
@@ -82,7 +110,7 @@ pub struct CheckPlan {
 pub enum CheckKind {
     /// The guest agent answers.
     Agent,
-    /// The boot has finished, by that sign.
+    /// The boot has finished, by that sign; `auto` is the sign that the machine is waited for by.
     Boot(Ready),
     /// It answers a ping.
     Ping,

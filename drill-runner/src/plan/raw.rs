@@ -395,27 +395,7 @@ fn machine(raw: RawMachine) -> Result<MachinePlan> {
 }
 
 fn ready(text: &Spanned<String>) -> Result<Ready> {
-    let at = text.span().start;
-    Ok(match text.as_ref().as_str() {
-        "auto" => Ready::Auto,
-        "agent" => Ready::Agent,
-        "ping" => Ready::Ping,
-        "screen" => Ready::Screen,
-        "running" => Ready::Running,
-        other => match other.strip_prefix("console:") {
-            Some(text) if !text.is_empty() => match Pattern::new(text) {
-                Ok(pattern) => Ready::Console(pattern),
-                Err(what) => return wrong(at, what, "correct the pattern"),
-            },
-            _ => {
-                return wrong(
-                    at,
-                    format!("there is no sign of readiness {other:?}"),
-                    "give auto, agent, ping, screen, running, or console:PATTERN",
-                );
-            }
-        },
-    })
+    Ready::parse(text.as_ref()).or_else(|(what, hint)| wrong(text.span().start, what, hint))
 }
 
 /// The keys a type of check may have besides those that all have.
