@@ -8,6 +8,8 @@
 //! `harbor_alone changed DIRECTORY MIB SIZE_GIB` makes one with a base point, and so many MiB of whole clusters since;
 //! `harbor_alone day DIRECTORY HOURS` lets a machine work for so many hours by a clock that is set by hand, of which the
 //! point at the end of each hour is kept, and says what else would have been kept of it;
+//! `harbor_alone points DIRECTORY COUNT` makes one with so many points, a second apart up to now; at each the number of the
+//! point, from 1, stands in the first eight bytes;
 //! `harbor_alone build DIRECTORY` builds a base point of the newest point;
 //! `harbor_alone verify DIRECTORY` verifies everything;
 //! `harbor_alone serve DIRECTORY SOCKET` opens the newest point's view and serves it until standard input ends;
@@ -54,6 +56,7 @@ fn main() -> Done {
         }
         ["changed", dir, mib, gib] => make_changed(dir, mib.parse()?, gib.parse()?),
         ["day", dir, hours] => day(dir, hours.parse()?),
+        ["points", dir, count] => points(dir, count.parse()?),
         ["build", dir] => build(dir),
         ["verify", dir] => verify(dir),
         ["serve", dir, socket] => serve(dir, socket),
@@ -76,6 +79,37 @@ fn make(dir: &str, before: u64, since: u64, gib: u64) -> Done {
     recorder.point(Grade::Crash, None)?;
     recorder.close()?;
     println!("{}", json!({ "seconds": begin.elapsed().as_secs_f64() }));
+    Ok(())
+}
+
+fn points(dir: &str, count: u64) -> Done {
+    const SECOND: u64 = 1_000_000_000;
+    let begin = Instant::now();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let first = u64::try_from(now.as_nanos())? - count * SECOND;
+    let clock = Arc::new(HandClock::new(Timestamp(first)));
+    let options = Options {
+        clock: Arc::clone(&clock) as _,
+        ..Options::default()
+    };
+    let harbor = Harbor::create(Path::new(dir), &description(MIB as u64), options)?;
+    let recorder = harbor.record()?;
+    harbor.seed(VOLUME)?.finish(recorder.sync()?)?;
+    let volume = recorder.volume(VOLUME)?;
+    let mut block = vec![0; 4096];
+    for number in 1..=count {
+        for (to, from) in block.iter_mut().zip(number.to_le_bytes()) {
+            *to = from;
+        }
+        clock.set(Timestamp(first + number * SECOND));
+        volume.write_copy(0, &block)?;
+        recorder.begin_point_if_written()?;
+    }
+    recorder.close()?;
+    println!(
+        "{}",
+        json!({ "seconds": begin.elapsed().as_secs_f64(), "points": harbor.points().len() })
+    );
     Ok(())
 }
 

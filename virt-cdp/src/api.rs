@@ -14,13 +14,17 @@ pub mod v1 {
 }
 
 use v1::{
-    AssignPolicyRequest, CloseViewRequest, CreatePointReply, CreatePointRequest, DomainHint,
-    ExportRequest, Job, JobRequest, LabelPointRequest, ListPointsRequest, Machine, MachineList,
-    MachineRequest, OpenViewRequest, PointChanges, PointList, PointsRequest, Policy, PolicyList,
-    PolicyPreview, PolicyRequest, PreviewPolicyRequest, ProtectRequest, SetPolicyRequest, Space,
-    SpaceRequest, StatusReply, TakeoverList, TakeoverNameRequest, TakeoverReply, TakeoverRequest,
-    UnprotectRequest, VerifyRequest, View, ViewList,
+    AssignPolicyRequest, BisectRequest, CloseViewRequest, CreatePointReply, CreatePointRequest,
+    DomainHint, DrillDocument, DrillDocumentRequest, DrillIdRequest, DrillList, DrillRequest,
+    ExportRequest, Job, JobRequest, LabelPointRequest, ListDrillsRequest, ListPointsRequest,
+    Machine, MachineList, MachineRequest, OpenViewRequest, PointChanges, PointList, PointsRequest,
+    Policy, PolicyList, PolicyPreview, PolicyRequest, PreviewPolicyRequest, ProtectRequest,
+    SetPolicyRequest, Space, SpaceRequest, StatusReply, TakeoverGroupReply, TakeoverGroupRequest,
+    TakeoverList, TakeoverNameRequest, TakeoverReply, TakeoverRequest, UnprotectRequest,
+    VerifyRequest, View, ViewList,
 };
+
+use crate::daemon::peer::Peer;
 
 /// The metadata key (binary, UTF-8) under which a gRPC status carries the cure.
 pub const HINT_KEY: &str = "hint-bin";
@@ -148,6 +152,13 @@ pub trait Engine: Send + Sync + 'static {
     fn list_takeovers(&self) -> ApiResult<TakeoverList>;
     fn discard_takeover(&self, request: TakeoverNameRequest) -> ApiResult<()>;
     fn commit_takeover(&self, request: TakeoverNameRequest) -> ApiResult<Job>;
+
+    fn run_drill(&self, request: DrillRequest, peer: Peer) -> ApiResult<Job>;
+    fn list_drills(&self, request: ListDrillsRequest) -> ApiResult<DrillList>;
+    fn get_drill_document(&self, request: DrillDocumentRequest) -> ApiResult<DrillDocument>;
+    fn discard_drill(&self, request: DrillIdRequest) -> ApiResult<()>;
+    fn bisect(&self, request: BisectRequest, peer: Peer) -> ApiResult<Job>;
+    fn takeover_group(&self, request: TakeoverGroupRequest) -> ApiResult<TakeoverGroupReply>;
 
     /// Hears from libvirt's hook that something happens to a domain; there is nothing it can refuse.
     fn hint_domain(&self, hint: DomainHint);

@@ -125,7 +125,7 @@ pub fn parse(text: &str, now: Timestamp, zone: &TimeZone) -> Result<At, AtError>
 }
 
 /// Parses a moment by the clock and the time zone of this machine.
-pub(super) fn parse_here(text: &str) -> Result<At, AtError> {
+pub(crate) fn parse_here(text: &str) -> Result<At, AtError> {
     parse(text, Timestamp::now(), &TimeZone::system())
 }
 

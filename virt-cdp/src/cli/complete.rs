@@ -1,6 +1,6 @@
 //! What Tab offers in the shell: verbs, options, their values, and the names the daemon knows.
 //!
-//! How: the commands themselves tell what may come next; a value called NAME, VIEW, TAKEOVER or POLICY is asked
+//! How: the commands themselves tell what may come next; a value called NAME, VIEW, TAKEOVER, POLICY or ID is asked
 //! of the daemon. Invariant: without a daemon there is less on offer, and nothing waits.
 
 use std::time::Duration;
@@ -37,6 +37,8 @@ pub enum Names {
     Takeovers,
     /// The policies.
     Policies,
+    /// Drills, the newest first.
+    Drills,
 }
 
 /// Returns what may stand where `partial` stands, after the words `before`; `ask` names things.
@@ -120,7 +122,8 @@ fn values(arg: &Arg, ask: &mut dyn FnMut(Names) -> Vec<String>) -> Vec<String> {
         .and_then(|names| names.first())
         .map(|name| name.as_str())
     {
-        Some("NAME") => ask(Names::Machines),
+        Some("NAME" | "NAME|PLAN") => ask(Names::Machines),
+        Some("ID") => ask(Names::Drills),
         Some("VIEW") => ask(Names::Views),
         Some("TAKEOVER") => ask(Names::Takeovers),
         Some("POLICY") => ask(Names::Policies),
@@ -161,6 +164,15 @@ impl LineHelper {
                     list.takeovers
                         .into_iter()
                         .map(|takeover| takeover.name)
+                        .collect()
+                }),
+            Names::Drills => client
+                .call(async |api| in_time(api.list_drills(v1::ListDrillsRequest::default())).await)
+                .map(|list| {
+                    list.drills
+                        .into_iter()
+                        .rev()
+                        .map(|drill| drill.id)
                         .collect()
                 }),
             Names::Policies => client

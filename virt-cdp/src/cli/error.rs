@@ -17,6 +17,8 @@ pub(super) enum Fault {
     Failure,
     /// The command line is wrong: 2.
     Usage,
+    /// A drill was held, and something that was asked for does not hold: 3.
+    Unproved,
     /// The user pressed Ctrl-C: 1, and a shell fed from a file ends.
     Interrupted,
 }
@@ -43,6 +45,14 @@ impl CliError {
     pub(super) fn usage(what: impl Into<String>) -> Self {
         Self {
             fault: Fault::Usage,
+            ..Self::failure(what)
+        }
+    }
+
+    /// Makes the error of a drill that proved the contrary.
+    pub(super) fn unproved(what: impl Into<String>) -> Self {
+        Self {
+            fault: Fault::Unproved,
             ..Self::failure(what)
         }
     }
@@ -74,6 +84,7 @@ impl CliError {
         match self.fault {
             Fault::Failure | Fault::Interrupted => ExitCode::FAILURE,
             Fault::Usage => ExitCode::from(2),
+            Fault::Unproved => ExitCode::from(3),
         }
     }
 }

@@ -113,6 +113,8 @@ fn of_machine(machine: &v1::Machine) -> Vec<(&'static str, String)> {
         ("Base points", format_size(machine.base_bytes)),
         ("Verified", verified(machine)),
         ("Damage", damage(machine)),
+        ("Proven", proven(machine)),
+        ("Drills", drills(machine)),
         ("Policy", policy(machine)),
         ("Size limit", size_limit(machine)),
         (
@@ -186,6 +188,36 @@ fn damage(machine: &v1::Machine) -> String {
         count => format!("{count} points are damaged"),
     };
     format!("{}{more}; {points}", super::text::plain(first))
+}
+
+/// The newest point that a drill has proved.
+fn proven(machine: &v1::Machine) -> String {
+    let drills = machine.drills.clone().unwrap_or_default();
+    match drills.proven_point {
+        None => "no point yet".into(),
+        Some(id) => format!("point {id}, {}", local(drills.proven_point_ns)),
+    }
+}
+
+/// When it is drilled, and how the last one went.
+fn drills(machine: &v1::Machine) -> String {
+    let drills = machine.drills.clone().unwrap_or_default();
+    let mut text = match drills.rule.as_str() {
+        "" => "when asked for".to_owned(),
+        rule => rule.to_owned(),
+    };
+    if !drills.last.is_empty() {
+        let verdict = match (drills.last_proved, drills.rto_ms) {
+            (true, Some(rto)) => format!("proved in {}", super::drills::took(rto)),
+            (true, None) => "proved".into(),
+            (false, _) => format!("FAILED: {}", super::text::plain(&drills.last_why)),
+        };
+        text += &format!("; the last, {}, {verdict}", local(drills.last_ns));
+    }
+    if !drills.put_off.is_empty() {
+        text += &format!("; put off: {}", super::text::plain(&drills.put_off));
+    }
+    text
 }
 
 /// The policy its points are kept by, and what is wrong with that.

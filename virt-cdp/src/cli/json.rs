@@ -7,6 +7,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::json_drill::MachineDrills;
 use super::json_watch::{Activity, Alert, Protection};
 use crate::{
     api::v1,
@@ -80,6 +81,7 @@ document! {
         files_verified: u64 = m.files_verified,
         files: u64 = m.files,
         verified_since: Option<String> = time(m.verified_since_ns),
+        drills: Option<MachineDrills> = m.drills.as_ref().map(Into::into),
     }
 }
 
@@ -273,6 +275,11 @@ document! {
 }
 
 document! {
+    /// `takeover` of a plan.
+    TakenOverGroup(r: v1::TakeoverGroupReply) { takeovers: Vec<TakenOver> = all(&r.takeovers), }
+}
+
+document! {
     /// What `takeover` did.
     TakenOver(r: v1::TakeoverReply) {
         takeover: Option<Takeover> = r.takeover.as_ref().map(Into::into),
@@ -293,6 +300,8 @@ document! {
         views: u32 = s.views,
         takeovers: u32 = s.takeovers,
         jobs_running: u32 = s.jobs_running,
+        drills_running: u32 = s.drills_running,
+        report_key: String = s.report_key.clone(),
         free_bytes: u64 = s.free_bytes,
         problems: Vec<String> = s.problems.clone(),
         alerts: Vec<Alert> = all(&s.alerts),
@@ -333,6 +342,7 @@ document! {
         monthly_ms: u64 = p.monthly_ms,
         size_limit_bytes: u64 = p.size_limit_bytes,
         origin: String = p.origin.clone(),
+        drill: Option<String> = (!p.drill.is_empty()).then(|| p.drill.clone()),
         machines: Vec<String> = p.machines.clone(),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! How: the command line is parsed, the command gets a [`session::Session`] (the daemon, and who reads
 //! the answer), and its result becomes the exit code: 0, 1 for failure, 2 for a command line that is
-//! wrong. Without a command it is a shell.
+//! wrong, 3 for a drill that proved the contrary. Without a command it is a shell.
 //! Invariant: stdout holds the answer and nothing else; errors, hints and progress go to stderr.
 
 pub mod at;
@@ -10,6 +10,12 @@ mod client;
 mod error;
 mod session;
 
+mod bisect;
+mod drill_discard;
+mod drill_list;
+mod drill_report;
+mod drill_run;
+mod drill_shell;
 mod export;
 mod generate;
 mod hook;
@@ -17,6 +23,7 @@ mod host_install;
 mod host_uninstall;
 mod info;
 mod list;
+mod plan_check;
 mod point_create;
 mod point_delete;
 mod point_label;
@@ -29,6 +36,7 @@ mod policy_preview;
 mod policy_set;
 mod policy_show;
 mod protect;
+mod report_verify;
 mod resume;
 mod space;
 mod status;
@@ -47,8 +55,10 @@ mod view_open;
 
 mod activity;
 mod coverage;
+mod drills;
 mod job;
 mod json;
+mod json_drill;
 mod json_space;
 mod json_watch;
 mod points;
@@ -151,6 +161,14 @@ enum Command {
     TakeoverList(takeover_list::Args),
     TakeoverDiscard(takeover_discard::Args),
     TakeoverCommit(takeover_commit::Args),
+    DrillRun(drill_run::Args),
+    DrillList(drill_list::Args),
+    DrillReport(drill_report::Args),
+    DrillShell(drill_shell::Args),
+    DrillDiscard(drill_discard::Args),
+    PlanCheck(plan_check::Args),
+    ReportVerify(report_verify::Args),
+    Bisect(bisect::Args),
     Status(status::Args),
     HostInstall(host_install::Args),
     HostUninstall(host_uninstall::Args),
@@ -197,6 +215,14 @@ impl Command {
             Self::TakeoverList(args) => takeover_list::run(args, session),
             Self::TakeoverDiscard(args) => takeover_discard::run(args, session),
             Self::TakeoverCommit(args) => takeover_commit::run(args, session),
+            Self::DrillRun(args) => drill_run::run(args, session),
+            Self::DrillList(args) => drill_list::run(args, session),
+            Self::DrillReport(args) => drill_report::run(args, session),
+            Self::DrillShell(args) => drill_shell::run(args, session),
+            Self::DrillDiscard(args) => drill_discard::run(args, session),
+            Self::PlanCheck(args) => plan_check::run(args, session),
+            Self::ReportVerify(args) => report_verify::run(args, session),
+            Self::Bisect(args) => bisect::run(args, session),
             Self::Status(args) => status::run(args, session),
             Self::HostInstall(args) => host_install::run(args, session),
             Self::HostUninstall(args) => host_uninstall::run(args, session),

@@ -34,6 +34,7 @@ pub(super) fn describe(policy: &v1::Policy) -> String {
         ("One a week", span(policy.weekly_ms)),
         ("One a month", span(policy.monthly_ms)),
         ("Size limit", limit(policy.size_limit_bytes)),
+        ("Drills", or_dash(&policy.drill)),
         ("From", policy.origin.clone()),
         ("Machines", or_dash(&policy.machines.join(", "))),
     ])

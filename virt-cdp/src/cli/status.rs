@@ -5,7 +5,7 @@ use super::{
     error::CliResult,
     json,
     session::Session,
-    text::{Table, local, pairs, plain},
+    text::{Table, local, or_dash, pairs, plain},
 };
 use crate::{api::v1, units::format_size};
 
@@ -49,6 +49,8 @@ fn describe(status: &v1::StatusReply, uri: &str) -> String {
         ("Views", status.views.to_string()),
         ("Takeovers", status.takeovers.to_string()),
         ("Jobs running", status.jobs_running.to_string()),
+        ("Drills running", status.drills_running.to_string()),
+        ("Report key", or_dash(&status.report_key)),
     ]);
     if !status.protection.is_empty() {
         text.push('\n');

@@ -14,22 +14,22 @@ use crate::{api::v1, units};
 /// Below this, a size was surely meant with a unit.
 const MEMORY_LEAST: u64 = 1 << 20;
 
-/// Starts a new virtual machine from a machine as it was
+/// Starts a new virtual machine from a machine as it was, or those of a plan at one moment
 ///
 /// It runs within seconds whatever the size of the disks, as they are read from what is kept while it runs;
 /// `takeover-commit` copies the rest, `takeover-discard` removes all of it. The machine itself is not touched.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = super::AT_HELP)]
 pub(super) struct Args {
-    /// The machine
-    #[arg(value_name = "NAME")]
+    /// The machine, or the file of a plan (with a / in it, or ending in .toml), of which the order, sizes and disks count
+    #[arg(value_name = "NAME|PLAN")]
     name: String,
 
     /// The moment: the newest point not later than T is taken
     #[arg(long, value_name = "T")]
     at: String,
 
-    /// The new machine's name [default: NAME-takeover-POINT]
+    /// The new machine's name; of a plan what the names begin with [default: NAME-takeover-POINT]
     #[arg(long = "name", value_name = "N")]
     new_name: Option<String>,
 
@@ -75,6 +75,9 @@ enum Mac {
 }
 
 pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
+    if args.name.contains('/') || args.name.ends_with(".toml") {
+        return run_plan(args, session);
+    }
     let at = at::parse_here(&args.at)?;
     let request = v1::TakeoverRequest {
         name: args.name,
@@ -97,7 +100,37 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
     session.answer(&json::TakenOver::from(&reply), || summary(&reply, at))
 }
 
-fn memory(text: &str) -> CliResult<u64> {
+/// Takes the machines of a plan over.
+fn run_plan(args: Args, session: &mut Session) -> CliResult {
+    if args.vcpus.is_some() || args.memory.is_some() || args.disk_bus.is_some() || args.damaged {
+        return Err(CliError::usage("the plan says how large its machines are")
+            .hint("write sizes into the plan"));
+    }
+    let plan = super::drills::read_plan(&args.name)?;
+    let at = at::parse_here(&args.at)?;
+    let request = v1::TakeoverGroupRequest {
+        plan: plan.to_toml(),
+        at: Some(at.newest()),
+        network: args.network.unwrap_or_default(),
+        mac: match args.mac {
+            Mac::Keep => "keep".into(),
+            Mac::New => "new".into(),
+        },
+        paused: args.paused,
+        prefix: args.new_name.unwrap_or_default(),
+    };
+    let reply = session
+        .client
+        .call(async |api| api.takeover_group(request).await)?;
+    let document = json::TakenOverGroup::from(&reply);
+    session.answer(&document, || {
+        let parts = reply.takeovers.iter().map(|one| summary(one, at));
+        parts.collect::<Vec<_>>().join("\n")
+    })
+}
+
+/// Parses a size of memory.
+pub(super) fn memory(text: &str) -> CliResult<u64> {
     match units::parse_size(text)? {
         bytes if bytes < MEMORY_LEAST => Err(CliError::usage(format!(
             "--memory {text} is {bytes} bytes, too little for a machine"

@@ -17,9 +17,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use super::policy::{self, Policy};
 use crate::units;
 
+mod drills;
 mod tidy;
 mod watching;
 
+pub use drills::{Drills, Window};
 pub use tidy::Tidy;
 pub use watching::{Alerts, Metrics, Secret};
 
@@ -96,6 +98,8 @@ pub struct Config {
     pub tidy: Tidy,
     /// Where takeovers live.
     pub takeover: Takeover,
+    /// How drills are held.
+    pub drills: Drills,
     /// Which libvirt is asked.
     pub libvirt: Libvirt,
     /// Where figures are served.
@@ -175,6 +179,7 @@ impl Default for Config {
             policy: policy::built_in(),
             tidy: Tidy::default(),
             takeover: Takeover::default(),
+            drills: Drills::default(),
             libvirt: Libvirt::default(),
             metrics: Metrics::default(),
             alerts: Alerts::default(),

@@ -4,7 +4,7 @@
 //! A key that is absent is a class that is not used; in the policy `default` it has the built-in value.
 //! Invariant: a policy that exists uses at least one class.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use cdp_core::retention::{self, Class};
 use serde::{
@@ -15,6 +15,10 @@ use serde::{
 
 use super::config::{Bounds, HINT_MARK, duration, size};
 use crate::units;
+
+mod drill;
+
+pub use drill::{DrillRule, When};
 
 /// The policy of a machine that has none assigned.
 pub const DEFAULT: &str = "default";
@@ -35,12 +39,14 @@ const LIMIT: Bounds<u64> = Bounds {
 const NAME_MAX: usize = 64;
 
 /// How a machine's points are kept, and how large its harbor may become before that is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// Which points are kept for how long.
     pub keep: retention::Policy,
     /// Bytes; 0: no limit.
     pub size_limit: u64,
+    /// When its machines are drilled; none: when somebody asks for it.
+    pub drill: Option<Arc<DrillRule>>,
 }
 
 impl Policy {
@@ -57,6 +63,7 @@ impl Policy {
                 monthly: DAY * 365,
             },
             size_limit: 0,
+            drill: None,
         }
     }
 
@@ -65,6 +72,7 @@ impl Policy {
         Self {
             keep: retention::Policy::default(),
             size_limit: 0,
+            drill: None,
         }
     }
 }
@@ -157,6 +165,7 @@ impl<'de> DeserializeSeed<'de> for Called<'_> {
                 monthly: keys.monthly.unwrap_or(absent.keep.monthly),
             },
             size_limit: keys.size_limit.unwrap_or(absent.size_limit),
+            drill: keys.drill.map(Arc::new),
         };
         check(self.0, &policy).map_err(wrong)?;
         Ok(policy)
@@ -179,6 +188,7 @@ struct Keys {
     monthly: Option<Duration>,
     #[serde(default, deserialize_with = "limit")]
     size_limit: Option<u64>,
+    drill: Option<DrillRule>,
 }
 
 fn span<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
@@ -191,12 +201,17 @@ fn limit<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
 
 impl Serialize for Policy {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let mut map = to.serialize_map(Some(Class::ALL.len() + 1))?;
+        let mut map = to.serialize_map(Some(
+            Class::ALL.len() + 1 + usize::from(self.drill.is_some()),
+        ))?;
         for class in Class::ALL {
             let span = units::format_duration(self.keep.span(class));
             map.serialize_entry(class.name(), &span)?;
         }
         map.serialize_entry(SIZE_LIMIT, &units::exact_size(self.size_limit))?;
+        if let Some(drill) = &self.drill {
+            map.serialize_entry("drill", &**drill)?;
+        }
         map.end()
     }
 }

@@ -11,7 +11,7 @@ use tonic::{
     service::Interceptor,
 };
 
-use super::socket::Access;
+use super::{peer::Peer, socket::Access};
 use crate::api::{
     ApiError, ApiErrorKind, ApiResult, Engine, HINT_KEY,
     v1::{self, virt_cdp_server::VirtCdp},
@@ -142,6 +142,16 @@ macro_rules! calls {
                 .await
             }
 
+            async fn run_drill(&self, request: Request<v1::DrillRequest>) -> Result<Response<v1::Job>, Status> {
+                let (peer, message) = (peer_of(&request)?, request.into_inner());
+                self.blocking("run_drill", move |engine| engine.run_drill(message, peer)).await
+            }
+
+            async fn bisect(&self, request: Request<v1::BisectRequest>) -> Result<Response<v1::Job>, Status> {
+                let (peer, message) = (peer_of(&request)?, request.into_inner());
+                self.blocking("bisect", move |engine| engine.bisect(message, peer)).await
+            }
+
             $(async fn $name(&self, request: Request<$request>) -> Result<Response<$reply>, Status> {
                 let $message = request.into_inner();
                 self.blocking(stringify!($name), move |$engine| $work).await
@@ -180,9 +190,23 @@ calls! {
     discard_takeover(v1::TakeoverNameRequest) -> v1::Empty =
         |engine, message| engine.discard_takeover(message).map(empty);
     commit_takeover(v1::TakeoverNameRequest) -> v1::Job = |engine, message| engine.commit_takeover(message);
+    list_drills(v1::ListDrillsRequest) -> v1::DrillList = |engine, message| engine.list_drills(message);
+    get_drill_document(v1::DrillDocumentRequest) -> v1::DrillDocument =
+        |engine, message| engine.get_drill_document(message);
+    discard_drill(v1::DrillIdRequest) -> v1::Empty = |engine, message| engine.discard_drill(message).map(empty);
+    takeover_group(v1::TakeoverGroupRequest) -> v1::TakeoverGroupReply = |engine, message| engine.takeover_group(message);
     get_space(v1::SpaceRequest) -> v1::Space = |engine, message| engine.get_space(message);
 }
 
 fn empty((): ()) -> v1::Empty {
     v1::Empty {}
+}
+
+/// Who calls: programs of theirs are run as them.
+fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let access = request.extensions().get::<Access>();
+    access.map(|access| access.peer).ok_or_else(|| {
+        let what = "it is not known who calls";
+        status_of(&ApiError::new(ApiErrorKind::PermissionDenied, what))
+    })
 }

@@ -10,18 +10,19 @@ use libvirt_driver::apparmor;
 
 use super::{
     Engine,
+    drills::{self, Moment, Wish},
     export::{self, view_of},
     guard,
     keeping::check_label,
     machine::{Machine, OBEY_DEADLINE, PointWish, State},
     messages, moments,
     quiesce::Made,
-    space, tidy, verify,
+    space, takeovers, tidy, verify,
     views::Holder,
 };
 use crate::{
     api::{self, ApiResult, v1},
-    daemon::config::Config,
+    daemon::{config::Config, peer::Peer},
 };
 
 /// Said where AppArmor runs without our rules.
@@ -86,6 +87,8 @@ impl api::Engine for EngineHandle {
             views: count(engine.views.list().len()),
             takeovers: count(engine.takeovers.count()),
             jobs_running: count(engine.jobs.running()),
+            drills_running: count(engine.drills.count()),
+            report_key: engine.drills.store().public_key().to_string(),
             free_bytes: engine.room.known().map_or(0, |room| room.space.free),
             problems,
             alerts: seen.alert_list(),
@@ -267,10 +270,11 @@ impl api::Engine for EngineHandle {
             MachineSource::Qmp { .. } => self.0.config.libvirt.uri.clone(),
         };
         let hypervisor = self.0.hypervisor(&uri)?;
-        let (takeover, dropped) =
-            self.0
-                .takeovers
-                .start(&harbor, &hypervisor, &self.0.views, &point, &request)?;
+        let shape = takeovers::asked(&request, &hypervisor)?;
+        let (takeovers, views) = (&self.0.takeovers, &self.0.views);
+        let started = takeovers.start(&harbor, &hypervisor, views, &point, shape)?;
+        let takeover = takeovers.seen(&started.record, &hypervisor);
+        let dropped = started.dropped;
         let ready_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(
             name = takeover.name,
@@ -293,6 +297,7 @@ impl api::Engine for EngineHandle {
     }
 
     fn discard_takeover(&self, request: v1::TakeoverNameRequest) -> ApiResult<()> {
+        self.0.takeovers.require_own(&request.name)?;
         let hypervisor = self
             .0
             .hypervisor(&self.0.takeovers.uri_of(&request.name)?)?;
@@ -302,6 +307,7 @@ impl api::Engine for EngineHandle {
     }
 
     fn commit_takeover(&self, request: v1::TakeoverNameRequest) -> ApiResult<v1::Job> {
+        self.0.takeovers.require_own(&request.name)?;
         let hypervisor = self
             .0
             .hypervisor(&self.0.takeovers.uri_of(&request.name)?)?;
@@ -314,6 +320,48 @@ impl api::Engine for EngineHandle {
             Some(messages::point(&point)),
             move |job| takeovers.commit(&name, &hypervisor, &views, job),
         )
+    }
+
+    fn run_drill(&self, request: v1::DrillRequest, peer: Peer) -> ApiResult<v1::Job> {
+        let at = request.at.unwrap_or_default();
+        self.0.drill(Wish {
+            plan: drills::plan(&request.plan)?,
+            moment: match request.until {
+                None => Moment::At(at),
+                Some(until) => Moment::Random(at, until),
+            },
+            reason: match request.reason.as_str() {
+                "" => "by hand".into(),
+                reason => reason.into(),
+            },
+            asker: Some(peer),
+        })
+    }
+
+    fn list_drills(&self, request: v1::ListDrillsRequest) -> ApiResult<v1::DrillList> {
+        self.0.list_drills(&request)
+    }
+
+    fn get_drill_document(
+        &self,
+        request: v1::DrillDocumentRequest,
+    ) -> ApiResult<v1::DrillDocument> {
+        self.0.drill_document(&request)
+    }
+
+    fn discard_drill(&self, request: v1::DrillIdRequest) -> ApiResult<()> {
+        self.0.discard_drill(&request.id)
+    }
+
+    fn bisect(&self, request: v1::BisectRequest, peer: Peer) -> ApiResult<v1::Job> {
+        self.0.bisect(request, peer)
+    }
+
+    fn takeover_group(
+        &self,
+        request: v1::TakeoverGroupRequest,
+    ) -> ApiResult<v1::TakeoverGroupReply> {
+        self.0.takeover_group(&request)
     }
 
     fn hint_domain(&self, hint: v1::DomainHint) {
@@ -335,6 +383,7 @@ impl api::Engine for EngineHandle {
 
     fn shutdown(&self) {
         self.0.jobs.cancel_all();
+        self.0.drills.stop();
         let machines: Vec<Arc<Machine>> = guard(&self.0.machines).values().cloned().collect();
         machines.iter().for_each(|m| m.begin_shutdown());
         let give_up = Instant::now() + OBEY_DEADLINE;

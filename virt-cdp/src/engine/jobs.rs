@@ -60,6 +60,21 @@ impl JobHandle {
         guard(&self.record).report = Some(report);
     }
 
+    /// Notes which drill it holds.
+    pub(crate) fn of_drill(&self, id: &str) {
+        guard(&self.record).drill = id.to_owned();
+    }
+
+    /// Notes how the drill goes: its report in the making, as JSON.
+    pub(crate) fn live(&self, report: String) {
+        guard(&self.record).drill_report = report;
+    }
+
+    /// Notes how far a bisection has come.
+    pub(crate) fn bisected(&self, state: v1::BisectState) {
+        guard(&self.record).bisect = Some(state);
+    }
+
     /// Notes a file that was written whole.
     pub(crate) fn wrote(&self, file: String) {
         guard(&self.record).files.push(file);

@@ -119,7 +119,7 @@ impl Engine {
         let all = self.policies.all()?;
         let policies = all
             .iter()
-            .map(|(name, policy)| self.policy_message(name, *policy));
+            .map(|(name, policy)| self.policy_message(name, policy.clone()));
         Ok(v1::PolicyList {
             policies: policies.collect(),
         })
@@ -206,7 +206,7 @@ impl Engine {
             name => name.to_owned(),
         };
         let in_force = self.policies.require(&name)?;
-        let message = self.policy_message(&name, in_force);
+        let message = self.policy_message(&name, in_force.clone());
         tidy::preview(&machine.harbor(), message, in_force)
     }
 

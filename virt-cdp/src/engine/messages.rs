@@ -146,6 +146,11 @@ pub(crate) fn policy(name: &str, in_force: InForce, machines: Vec<String>) -> v1
         monthly_ms: ms(keep.monthly),
         size_limit_bytes: in_force.policy.size_limit,
         origin: in_force.origin.name().into(),
+        drill: in_force
+            .policy
+            .drill
+            .map(|rule| rule.words())
+            .unwrap_or_default(),
         machines,
     }
 }
@@ -222,7 +227,9 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
         flush_interval_own: description.flush_interval_ms.is_some(),
         policy: policy_name,
         policy_problem: tidy::policy_problem(machine).unwrap_or_default(),
-        size_limit_bytes: in_force.map_or(0, |in_force| in_force.policy.size_limit),
+        size_limit_bytes: in_force
+            .as_ref()
+            .map_or(0, |in_force| in_force.policy.size_limit),
         size_state: tidy::size_state(usage, in_force).name().into(),
         activity: machine.activity(),
         damage: machine.damage().to_vec(),
@@ -230,5 +237,6 @@ pub(crate) fn machine(machine: &Machine) -> v1::Machine {
         files_verified,
         files,
         verified_since_ns: harbor.verified_since().map_or(0, time),
+        drills: machine.drill_message(),
     }
 }

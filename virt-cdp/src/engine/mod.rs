@@ -34,6 +34,8 @@ mod alerts;
 
 mod webhook;
 
+mod mail;
+
 mod supervisor;
 
 mod marking;
@@ -68,11 +70,16 @@ mod export;
 
 mod takeovers;
 
+mod drills;
+
+mod bisect;
+
 mod jobs;
 
 mod calls;
 
 pub use calls::{EngineHandle, open};
+pub(crate) use errors::sentence as sentence_of;
 pub(crate) use quiesce::watch::run as watch_freeze;
 pub use sink::RecorderSink;
 
@@ -89,10 +96,12 @@ use cdp_core::{AckRule, Harbor, MachineSource, Options, Timestamp};
 use libvirt_driver::{DomainEventKind, Hypervisor};
 
 use self::{
+    drills::Drills,
     errors::{from_harbor, from_libvirt},
     jobs::Jobs,
     lookout::Lookout,
     machine::{Machine, now},
+    mail::Mail,
     policies::Policies,
     quiesce::{Made, marker::Markers, watch::Watch},
     room::{Reserve, Room},
@@ -126,6 +135,7 @@ pub struct Engine {
     hypervisors: Mutex<BTreeMap<String, Hypervisor>>,
     views: Arc<Views>,
     takeovers: Arc<Takeovers>,
+    drills: Drills,
     markers: Arc<Markers>,
     jobs: Jobs,
     problems: Mutex<Vec<String>>,
@@ -183,6 +193,7 @@ impl Engine {
             hypervisors: Mutex::default(),
             views: Arc::new(Views::new(views_dir)),
             takeovers: Arc::new(takeovers),
+            drills: Drills::open(&config.state_dir, &config.drills.plugins)?,
             markers,
             jobs: Jobs::default(),
             problems: Mutex::new(problems),
@@ -199,12 +210,16 @@ impl Engine {
             engine.markers.at(path, owed, source).settle();
         }
         engine.open_harbors()?;
+        engine.recycle_drills();
+        bisect::recycle(&engine.config.state_dir);
         engine.watch.refuse_rest();
         let ticking = tidy::start(Arc::downgrade(&engine), config.tidy.clone())
             .map_err(|e| thread_error(&e))?;
         *guard(&engine.ticking) = Some(ticking);
         let webhook = Webhook::start(&config.alerts).map_err(|e| thread_error(&e))?;
-        lookout::start(&engine, webhook).map_err(|e| thread_error(&e))?;
+        let mail = Mail::start(&config.alerts).map_err(|e| thread_error(&e))?;
+        lookout::start(&engine, webhook, mail).map_err(|e| thread_error(&e))?;
+        drills::auto::start(&engine).map_err(|e| thread_error(&e))?;
         Ok(engine)
     }
 

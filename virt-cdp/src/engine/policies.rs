@@ -44,7 +44,7 @@ impl Origin {
 }
 
 /// A policy in force.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct InForce {
     pub(crate) policy: Policy,
     pub(crate) origin: Origin,
@@ -103,13 +103,13 @@ impl Policies {
                 true => Origin::BuiltIn,
                 false => Origin::Configured,
             };
-            let policy = *policy;
+            let policy = policy.clone();
             (name.clone(), InForce { policy, origin })
         });
         let mut all: BTreeMap<String, InForce> = configured.collect();
         let set = guard(&self.set);
         for (name, policy) in set.as_ref().map_err(|why| unreadable(why))? {
-            let (policy, origin) = (*policy, Origin::Set);
+            let (policy, origin) = (policy.clone(), Origin::Set);
             all.insert(name.clone(), InForce { policy, origin });
         }
         Ok(all)
@@ -117,7 +117,7 @@ impl Policies {
 
     /// The policy of that name, if it is known.
     pub(crate) fn get(&self, name: &str) -> Option<InForce> {
-        self.all().ok()?.get(name).copied()
+        self.all().ok()?.get(name).cloned()
     }
 
     /// The policy of that name.
@@ -126,7 +126,7 @@ impl Policies {
     /// There is none.
     pub(crate) fn require(&self, name: &str) -> ApiResult<InForce> {
         let all = self.all()?;
-        all.get(name).copied().ok_or_else(|| {
+        all.get(name).cloned().ok_or_else(|| {
             let names: Vec<&str> = all.keys().map(String::as_str).collect();
             let what = format!("there is no policy '{name}'");
             ApiError::new(ApiErrorKind::NotFound, what).hint(format!(
@@ -145,7 +145,7 @@ impl Policies {
             ApiError::new(ApiErrorKind::InvalidArgument, what).hint(hint.to_owned())
         };
         policy::check_name(name).map_err(|(what, hint)| invalid(what, hint))?;
-        let now = self.all()?.get(name).map(|now| now.policy);
+        let now = self.all()?.get(name).map(|now| now.policy.clone());
         let mut policy = now.unwrap_or_else(Policy::blank);
         change(&mut policy);
         policy::check(name, &policy).map_err(|(what, hint)| invalid(what, &hint))?;

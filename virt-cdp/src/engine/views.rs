@@ -250,7 +250,8 @@ impl OpenView {
     }
 }
 
-fn uri(socket: &Path, export: &str) -> String {
+/// The NBD URI of an export at a socket.
+pub(crate) fn uri(socket: &Path, export: &str) -> String {
     libvirt_driver::overlay::nbd_uri(&libvirt_driver::takeover_xml::NbdBacking {
         socket: socket.to_path_buf(),
         export: export.to_owned(),

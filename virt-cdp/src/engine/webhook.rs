@@ -318,7 +318,7 @@ fn cause(error: &dyn std::error::Error) -> String {
 }
 
 /// The host's name.
-fn host_name() -> String {
+pub(super) fn host_name() -> String {
     let names = rustix::system::uname();
     names.nodename().to_string_lossy().into_owned()
 }

@@ -25,6 +25,8 @@ pub(crate) enum Content {
 const UNIT: &str = include_str!("../../../plugins/host/virtcdpd.service");
 const CONFIGURATION: &str = include_str!("../../../plugins/host/virtcdpd.toml");
 const APPARMOR: &str = include_str!("../../../plugins/host/apparmor/libvirt-qemu");
+const CHECKS: &str = include_str!("../../../plugins/checks.d/README.md");
+const REDIS_PING: &str = include_str!("../../../plugins/checks.d/redis-ping");
 const HOOK: &str = include_str!("../../../plugins/libvirt-hook/50-virt-cdp");
 
 /// Where AppArmor keeps its profiles, on a host that has it.
@@ -68,6 +70,12 @@ pub(crate) fn items(prefix: &Path, apparmor: bool, generated: Generated) -> Vec<
         text("/etc/virt-cdp/virtcdpd.toml", CONFIGURATION.into(), 0o644),
         text("/etc/systemd/system/virtcdpd.service", unit, 0o644),
         text("/etc/libvirt/hooks/qemu.d/50-virt-cdp", hook, 0o755),
+        text("/etc/virt-cdp/checks.d/README.md", CHECKS.into(), 0o644),
+        text(
+            "/etc/virt-cdp/checks.d/redis-ping",
+            REDIS_PING.into(),
+            0o755,
+        ),
         file(
             share.join("bash-completion/completions/virt-cdp"),
             bash,

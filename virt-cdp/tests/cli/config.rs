@@ -55,7 +55,7 @@ fn policies_are_taken_by_their_names() {
         ["default", "long"]
     );
     assert_eq!(config.policy["default"], Policy::built_in());
-    let long = config.policy["long"];
+    let long = &config.policy["long"];
     assert_eq!((long.keep.all, long.keep.monthly), (14 * DAY, 3650 * DAY));
     assert_eq!(
         (long.keep.hourly, long.keep.daily, long.size_limit),
@@ -64,7 +64,8 @@ fn policies_are_taken_by_their_names() {
     );
     assert_eq!(config.tidy.interval, Duration::from_secs(1));
     // In `default` it has the built-in value.
-    let default = parse("[policy.default]\nall = \"2h\"\nweekly = \"0s\"").policy["default"];
+    let config = parse("[policy.default]\nall = \"2h\"\nweekly = \"0s\"");
+    let default = &config.policy["default"];
     let expected = Policy::built_in();
     assert_eq!(
         (default.keep.all, default.keep.weekly),
@@ -159,7 +160,7 @@ fn an_error_names_the_key_the_line_and_the_cure() {
         (
             "[policy.long]\nyearly = \"1d\"",
             "c.toml, line 2: policy.long.yearly: there is no key `yearly`",
-            "known is one of `all`, `hourly`, `daily`, `weekly`, `monthly`, `size_limit` here; \
+            "known is one of `all`, `hourly`, `daily`, `weekly`, `monthly`, `size_limit`, `drill` here; \
              plugins/host/virtcdpd.toml shows them all",
         ),
         (

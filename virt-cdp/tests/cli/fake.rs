@@ -9,9 +9,12 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use virt_cdp::api::{ApiError, ApiErrorKind, ApiResult, Engine, v1};
+use virt_cdp::{
+    api::{ApiError, ApiErrorKind, ApiResult, Engine, v1},
+    daemon::peer::Peer,
+};
 
-use crate::fake_space;
+use crate::{fake_drill, fake_space};
 
 /// 2026-01-02 03:04:05.123456789 UTC.
 pub(crate) const POINT_NS: i64 = 1_767_323_045_123_456_789;
@@ -154,6 +157,7 @@ fn machine(name: &str, state: &str) -> v1::Machine {
         files_verified: 6,
         files: 8,
         verified_since_ns: POINT_NS,
+        drills: Some(fake_drill::drills(name == "odd")),
     }
 }
 
@@ -178,6 +182,7 @@ fn policy(name: &str) -> v1::Policy {
         monthly_ms: 365 * DAY_MS,
         size_limit_bytes: 6 << 30,
         origin: "policy-set".into(),
+        drill: "every 1h".into(),
         machines: vec!["web1".into(), "db 2".into()],
     }
 }
@@ -331,7 +336,7 @@ fn job(kind: &str, state: &str) -> v1::Job {
         } else {
             String::new()
         },
-        report: None,
+        ..Default::default()
     }
 }
 
@@ -592,6 +597,12 @@ impl Engine for Fake {
             _ => "done",
         };
         let mut found = job(kind, state);
+        found.id.clone_from(&request.id);
+        match kind {
+            "drill" => found.drill_report = fake_drill::live(&request.id),
+            "bisect" => found.bisect = Some(fake_drill::bisected()),
+            _ => {}
+        }
         if kind == "verify" {
             (found.point, found.files) = (None, Vec::new());
             let whole = v1::VerifyReport {
@@ -647,6 +658,52 @@ impl Engine for Fake {
         self.polls.store(0, Ordering::SeqCst);
         *self.cancelled.lock().unwrap() = false;
         Ok(job("commit", "running"))
+    }
+
+    fn run_drill(&self, request: v1::DrillRequest, peer: Peer) -> ApiResult<v1::Job> {
+        self.note(&request);
+        assert!(peer.pid.is_some());
+        self.polls.store(0, Ordering::SeqCst);
+        let mut begun = job("drill", "running");
+        if request.plan.contains("name = \"bad\"") {
+            begun.id = "drill-bad".into();
+        }
+        begun.drill_report = fake_drill::live(&begun.id);
+        Ok(begun)
+    }
+
+    fn list_drills(&self, request: v1::ListDrillsRequest) -> ApiResult<v1::DrillList> {
+        self.note(&request);
+        Ok(fake_drill::list())
+    }
+
+    fn get_drill_document(
+        &self,
+        request: v1::DrillDocumentRequest,
+    ) -> ApiResult<v1::DrillDocument> {
+        self.note(&request);
+        Ok(fake_drill::document(&request))
+    }
+
+    fn discard_drill(&self, request: v1::DrillIdRequest) -> ApiResult<()> {
+        self.note(&request);
+        Ok(())
+    }
+
+    fn bisect(&self, request: v1::BisectRequest, _: Peer) -> ApiResult<v1::Job> {
+        self.note(&request);
+        Ok(v1::Job {
+            bisect: Some(fake_drill::bisected()),
+            ..job("bisect", "running")
+        })
+    }
+
+    fn takeover_group(
+        &self,
+        request: v1::TakeoverGroupRequest,
+    ) -> ApiResult<v1::TakeoverGroupReply> {
+        self.note(&request);
+        Ok(v1::TakeoverGroupReply::default())
     }
 
     fn hint_domain(&self, request: v1::DomainHint) {

@@ -79,6 +79,10 @@ fn machine(name: &str, state: &str) -> Value {
         "files_verified": 6,
         "files": 8,
         "verified_since": TIME,
+        "drills": {
+            "rule": "every 1h", "proven_point": 123, "proven_point_time": TIME, "last": "20260102-030405-4f2a",
+            "last_proved": true, "last_why": "", "last_ended": TIME, "rto_ms": 5000, "put_off": null,
+        },
     })
 }
 
@@ -113,7 +117,7 @@ fn new_point(grade: &str, note: &str, frozen_ms: u64) -> Value {
 fn policy(name: &str) -> Value {
     json!({
         "name": name, "all_ms": 86_400_000, "hourly_ms": 604_800_000, "daily_ms": 2_592_000_000_u64, "weekly_ms": 0,
-        "monthly_ms": 31_536_000_000_u64, "size_limit_bytes": 6_442_450_944_u64, "origin": "policy-set",
+        "monthly_ms": 31_536_000_000_u64, "size_limit_bytes": 6_442_450_944_u64, "origin": "policy-set", "drill": "every 1h",
         "machines": ["web1", "db 2"],
     })
 }
@@ -271,7 +275,8 @@ fn status_has_the_daemons_own_fields() {
     assert!(started.as_str().unwrap().ends_with('Z'), "{started}");
     let expected = json!({
         "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "state_dir": "/var/lib/virt-cdp",
-        "machines": 2, "machines_protected": 1, "views": 0, "takeovers": 0, "jobs_running": 0,
+        "machines": 2, "machines_protected": 1, "views": 0, "takeovers": 0, "jobs_running": 0, "drills_running": 0,
+        "report_key": "",
         "free_bytes": 1_099_511_627_776_u64, "problems": ["the disk is slow"],
         "alerts": [{
             "key": "tap-lost", "machine": "db 2", "severity": "critical", "since": TIME,

@@ -37,6 +37,8 @@ fn status_shows_machines_alerts_and_problems() {
     assert_eq!(
         shown,
         "    0
+Drills running:  0
+Report key:      -
 
  Name   State       Points   Newest   Lag     Gaps              Change rate               Latency         Journal   Base    Base age
 --------------------------------------------------------------------------------------------------------------------------------------

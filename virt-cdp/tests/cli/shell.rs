@@ -128,6 +128,7 @@ fn tab_offers_what_may_come_next() {
             Names::Machines => vec!["web1".into(), "db 2".into()],
             Names::Views => vec!["v1".into()],
             Names::Takeovers => vec!["t1".into()],
+            Names::Drills => vec!["20260102-030405-4f2a".into()],
             Names::Policies => vec!["default".into(), "long".into()],
         })
     };

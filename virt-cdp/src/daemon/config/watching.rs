@@ -3,12 +3,13 @@
 use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::{Bounds, HINT_MARK, duration, put_duration};
+use super::{Bounds, HINT_MARK, absolute, duration, put_duration};
 
 const GAP_LIMIT: Bounds<Duration> = Bounds {
     least: Duration::from_secs(1),
@@ -37,6 +38,12 @@ pub struct Alerts {
     /// Sent along, so that the receiver knows whom it is from.
     #[serde(deserialize_with = "token", serialize_with = "put_token")]
     pub webhook_token: Option<Secret>,
+    /// The address that mail of alerts goes to; empty: none is sent.
+    #[serde(deserialize_with = "mail_address")]
+    pub mail_to: String,
+    /// The program that takes mail.
+    #[serde(deserialize_with = "absolute")]
+    pub sendmail: PathBuf,
 }
 
 impl Default for Alerts {
@@ -45,6 +52,8 @@ impl Default for Alerts {
             gap_limit: Duration::from_secs(60),
             webhook: None,
             webhook_token: None,
+            mail_to: String::new(),
+            sendmail: "/usr/sbin/sendmail".into(),
         }
     }
 }
@@ -75,6 +84,18 @@ impl fmt::Debug for Secret {
 
 fn gap_limit<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     duration(from, &GAP_LIMIT)
+}
+
+fn mail_address<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let text = String::deserialize(from)?;
+    let is_plain = |c: char| c.is_ascii_graphic() && !matches!(c, '<' | '>' | ',' | ';');
+    let is_address = text.contains('@') && !text.starts_with('-') && text.chars().all(is_plain);
+    match text.is_empty() || is_address {
+        true => Ok(text),
+        false => Err(D::Error::custom(format!(
+            "`{text}` is no mail address{HINT_MARK}write it like \"ops@example.org\""
+        ))),
+    }
 }
 
 fn address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {

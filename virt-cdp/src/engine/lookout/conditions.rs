@@ -29,6 +29,9 @@ const LIMIT_STEPS: [(u64, &str, Severity); 2] = [
     (85, "harbor-85", Severity::Critical),
 ];
 
+/// How long a drill may be put off before that is told.
+const PUT_OFF_MAX: Duration = Duration::from_secs(3600);
+
 /// What is configured of it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
@@ -52,6 +55,8 @@ pub(super) fn conditions(seen: &Outlook, limits: Limits) -> Vec<Condition> {
             no_point(machine),
             write_late(machine),
             damaged(machine),
+            unproved(machine),
+            put_off(machine),
         ];
         found.extend(all.into_iter().flatten().map(of));
         found.extend(filled(machine).into_iter().map(of));
@@ -134,6 +139,26 @@ fn damaged(machine: &Sight) -> Found {
     };
     let text = format!("its harbor is damaged: {first}{more}");
     Some(("damaged", Severity::Critical, text))
+}
+
+/// The last drill of it that said something did not prove it.
+fn unproved(machine: &Sight) -> Found {
+    let (drill, is_proved, why) = machine.proof.as_ref()?.last.as_ref()?;
+    (!is_proved).then(|| {
+        let text =
+            format!("the last drill did not prove that its copy starts: {why} (drill {drill})");
+        ("drill-failed", Severity::Critical, text)
+    })
+}
+
+/// A drill that its policy asks for has not begun for long.
+fn put_off(machine: &Sight) -> Found {
+    let (why, waits) = machine.put_off.as_ref()?;
+    (*waits > PUT_OFF_MAX).then(|| {
+        let waits = format_duration(Duration::from_secs(waits.as_secs()));
+        let text = format!("a drill that is due has been put off for {waits}: {why}");
+        ("drill-put-off", Severity::Warning, text)
+    })
 }
 
 /// Its harbor has used up much of what it may take.

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use cdp_core::{RecorderStats, storage::Space};
 
 use super::*;
+use crate::engine::drills::Proof;
 use crate::engine::lookout::{
     Free,
     fixture::{ago, outlook, sight},
@@ -171,6 +172,31 @@ fn machine_rows() -> Vec<Row> {
             "damage",
             of_machine(|m| m.damage = Arc::new(vec!["one".into(), "two".into(), "three".into()])),
             &["critical damaged/web: its harbor is damaged: one (and 2 more)"],
+        ),
+        (
+            "the last drill did not prove it",
+            of_machine(|m| {
+                let why = "web: tcp:22: refused".to_owned();
+                m.proof = Some(Proof {
+                    last: Some(("7".into(), false, why)),
+                    ..Proof::default()
+                });
+            }),
+            &[
+                "critical drill-failed/web: the last drill did not prove that its copy starts: web: tcp:22: refused (drill 7)",
+            ],
+        ),
+        (
+            "a drill waits",
+            of_machine(|m| m.put_off = Some(("it is not the time".into(), secs(3600)))),
+            &[],
+        ),
+        (
+            "a drill waits for long",
+            of_machine(|m| m.put_off = Some(("it is not the time".into(), secs(3601)))),
+            &[
+                "warning drill-put-off/web: a drill that is due has been put off for 1h1s: it is not the time",
+            ],
         ),
         ("below three quarters", of_machine(|m| kept(m, 74)), &[]),
         (

@@ -16,7 +16,7 @@ use qemu_hook::tap::{LATENCY_BOUNDS_US, LatencyCounts, TapCounts};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{Outlook, Sight};
-use crate::engine::machine::State;
+use crate::engine::{machine::State, messages};
 
 /// Writes an outlook as Prometheus reads it; `started` is when the daemon was.
 pub(crate) fn text(seen: &Outlook, now: Timestamp, started: Timestamp) -> String {
@@ -26,6 +26,7 @@ pub(crate) fn text(seen: &Outlook, now: Timestamp, started: Timestamp) -> String
     machines(&mut page, seen, now);
     gaps(&mut page, seen, now);
     volumes(&mut page, seen);
+    drills(&mut page, seen, now);
     let mut text = String::new();
     if let Err(error) = TextEncoder::new().encode_utf8(&page.0, &mut text) {
         tracing::error!(%error, "the metrics cannot be written");
@@ -156,11 +157,12 @@ fn daemon(page: &mut Page, seen: &Outlook) {
         "The daemon's version, and the version of the format it writes.",
         [gauge(&build, 1.0)],
     );
-    let [views, takeovers, jobs] = seen.in_use;
+    let [views, takeovers, jobs, drills] = seen.in_use;
     for (name, help, count) in [
         ("virtcdp_views", "Open views.", views),
         ("virtcdp_takeovers", "Taken-over machines.", takeovers),
         ("virtcdp_jobs", "Exports and commits that run.", jobs),
+        ("virtcdp_drills_running", "Drills that run.", drills),
     ] {
         page.gauges(name, help, [gauge(&[], count as f64)]);
     }
@@ -211,10 +213,79 @@ fn daemon(page: &mut Page, seen: &Outlook) {
         ]
     });
     let outcomes = outcomes.into_iter().flatten();
+    let mail = seen.mail.map(|counts| {
+        [
+            ("delivered", counts.delivered),
+            ("failed", counts.failed),
+            ("dropped", counts.dropped),
+        ]
+    });
+    page.counters(
+        "virtcdp_mail_messages_total",
+        "Mail of alerts: delivered, failed for good, or dropped because too much waited.",
+        mail.into_iter()
+            .flatten()
+            .map(|(outcome, count)| counter(&[("outcome", outcome)], count as f64)),
+    );
     page.counters(
         "virtcdp_webhook_messages_total",
         "Messages to the webhook: delivered, failed for good, or dropped because too many waited.",
         outcomes.map(|(outcome, count)| counter(&[("outcome", outcome)], count as f64)),
+    );
+}
+
+/// What drills have proved.
+fn drills(page: &mut Page, seen: &Outlook, now: Timestamp) {
+    let proof = |machine: &Sight| machine.proof.clone();
+    page.gauges(
+        "virtcdp_newest_proven_point_age_seconds",
+        "Age of the newest recovery point that a drill has proved.",
+        each(seen, move |m| {
+            let (_, time) = proof(m)?.proved?;
+            Some(seconds(now.since(messages::timestamp(time))))
+        }),
+    );
+    page.gauges(
+        "virtcdp_last_drill_age_seconds",
+        "Time since the last drill ended that said something.",
+        each(seen, move |m| {
+            let proof = proof(m)?;
+            proof.last.as_ref()?;
+            Some(seconds(now.since(messages::timestamp(proof.last_ns))))
+        }),
+    );
+    page.gauges(
+        "virtcdp_last_drill_proved",
+        "1 if that drill proved the machine, 0 if it did not.",
+        each(seen, move |m| {
+            let (_, proved, _) = proof(m)?.last?;
+            Some(f64::from(u8::from(proved)))
+        }),
+    );
+    page.gauges(
+        "virtcdp_last_drill_rto_seconds",
+        "Time from the start to the last check passed, of the last drill that proved the machine.",
+        each(seen, move |m| Some(proof(m)?.rto_ms? as f64 / 1000.0)),
+    );
+    let counts = seen.machines.iter().flat_map(|machine| {
+        let (proved, failed) = machine.proof.as_ref().map_or((0, 0), |proof| proof.counts);
+        [("proved", proved), ("failed", failed)].map(|(verdict, count)| {
+            let labels = [("machine", machine.name.as_str()), ("verdict", verdict)];
+            counter(&labels, count as f64)
+        })
+    });
+    page.counters(
+        "virtcdp_drills_total",
+        "Drills that said something of the machine, as far as their reports are kept.",
+        counts,
+    );
+    page.gauges(
+        "virtcdp_drill_put_off_seconds",
+        "How long a drill that is due has been put off; 0 if none is.",
+        each(seen, |m| {
+            let waits = m.put_off.as_ref().map(|(_, waits)| seconds(*waits));
+            Some(waits.unwrap_or(0.0))
+        }),
     );
 }
 

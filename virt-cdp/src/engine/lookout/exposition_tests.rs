@@ -23,13 +23,14 @@ fn everything() -> Outlook {
         reason: "tap-lost".into(),
     });
     let mut seen = outlook(vec![lost, sight("web")]);
-    seen.in_use = [1, 2, 3];
+    seen.in_use = [1, 2, 3, 4];
     seen.guard_closings = 4;
     seen.webhook = Some(WebhookCounts {
         delivered: 5,
         failed: 6,
         dropped: 7,
     });
+    seen.mail = seen.webhook;
     seen.alerts = vec![Alert {
         key: "tap-lost",
         machine: "web".into(),

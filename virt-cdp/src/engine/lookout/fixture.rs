@@ -16,7 +16,7 @@ use super::{
     sizes::Sizes,
     tally::Tally,
 };
-use crate::engine::machine::State;
+use crate::engine::{drills::Proof, machine::State};
 
 /// 2026-01-02 03:04:05 UTC.
 pub(super) const NOW: Timestamp = Timestamp(1_767_323_045_000_000_000);
@@ -91,6 +91,15 @@ pub(super) fn sight(name: &str) -> Sight {
         }),
         damage: Arc::default(),
         verified: Some(Timestamp(1_000_000_000)),
+        proof: Some(Proof {
+            proved: Some((5, i64::try_from(ago(7200).0).unwrap_or(0))),
+            last: Some(("20260102-020405-0001".into(), true, String::new())),
+            last_ns: i64::try_from(ago(3600).0).unwrap_or(0),
+            judged_ns: 0,
+            rto_ms: Some(12_300),
+            counts: (3, 1),
+        }),
+        put_off: None,
     }
 }
 

@@ -40,6 +40,7 @@ use super::{
     alerts::{Alert, Alerts, Change},
     guard,
     machine::{Machine, now},
+    mail::Mail,
     webhook::{Webhook, WebhookCounts},
 };
 use crate::api::v1;
@@ -68,10 +69,12 @@ pub(crate) struct Outlook {
     pub(crate) guard_closings: u64,
     /// Whose harbor keeps a measurement waiting, and for how long.
     pub(crate) disk_silent: Option<(String, Duration)>,
-    /// Views, takeovers and running jobs.
-    pub(crate) in_use: [u64; 3],
+    /// Views, takeovers, running jobs and running drills.
+    pub(crate) in_use: [u64; 4],
     /// What became of the webhook's messages; none without a webhook.
     pub(crate) webhook: Option<WebhookCounts>,
+    /// What became of the mail; none without any.
+    pub(crate) mail: Option<WebhookCounts>,
     /// What stands.
     pub(crate) alerts: Vec<Alert>,
 }
@@ -105,8 +108,9 @@ impl Outlook {
             guarded: true,
             guard_closings: 0,
             disk_silent: None,
-            in_use: [0; 3],
+            in_use: [0; 4],
             webhook: None,
+            mail: None,
             alerts: Vec::new(),
         }
     }
@@ -145,7 +149,11 @@ impl Lookout {
 ///
 /// # Errors
 /// There is no thread for it.
-pub(super) fn start(engine: &Arc<Engine>, webhook: Option<Webhook>) -> io::Result<()> {
+pub(super) fn start(
+    engine: &Arc<Engine>,
+    webhook: Option<Webhook>,
+    mail: Option<Mail>,
+) -> io::Result<()> {
     let theirs = Arc::downgrade(engine);
     let measuring = Measuring::start(move || Some(theirs.upgrade()?.machine_list()))?;
     let theirs = Arc::downgrade(engine);
@@ -155,6 +163,7 @@ pub(super) fn start(engine: &Arc<Engine>, webhook: Option<Webhook>) -> io::Resul
             let mut looking = Looking {
                 measuring,
                 webhook,
+                mail,
                 watched: BTreeMap::new(),
                 alerts: Alerts::default(),
             };
@@ -169,6 +178,7 @@ pub(super) fn start(engine: &Arc<Engine>, webhook: Option<Webhook>) -> io::Resul
 struct Looking {
     measuring: Arc<Measuring>,
     webhook: Option<Webhook>,
+    mail: Option<Mail>,
     /// By machine id: a name may come again.
     watched: BTreeMap<String, Watched>,
     alerts: Alerts,
@@ -187,7 +197,10 @@ impl Looking {
         let sights = machines.iter().map(|machine| {
             let watched = self.watched.entry(machine.id.clone()).or_default();
             let counts = engine.watch.taken(&machine.id);
-            Arc::new(watched.look(machine, &counts, instant, at))
+            let mut sight = watched.look(machine, &counts, instant, at);
+            sight.proof = engine.drills.proof(&machine.name);
+            sight.put_off = engine.drills.put_off(&machine.name);
+            Arc::new(sight)
         });
         let mut seen = Outlook {
             at,
@@ -200,6 +213,7 @@ impl Looking {
             disk_silent: self.measuring.waits(instant, DISK_PATIENCE),
             in_use: engine.in_use(),
             webhook: self.webhook.as_ref().map(Webhook::counts),
+            mail: self.mail.as_ref().map(Mail::counts),
             alerts: Vec::new(),
         };
         let lasts = seen.room_lasts();
@@ -214,6 +228,9 @@ impl Looking {
             tell(&change);
             if let Some(webhook) = &self.webhook {
                 webhook.send(&change, at);
+            }
+            if let Some(mail) = &self.mail {
+                mail.send(&change, at);
             }
         }
         seen.alerts = self.alerts.standing();
@@ -256,11 +273,12 @@ impl Engine {
             .collect()
     }
 
-    fn in_use(&self) -> [u64; 3] {
+    fn in_use(&self) -> [u64; 4] {
         let counts = [
             self.views.list().len(),
             self.takeovers.count(),
             self.jobs.running(),
+            self.drills.count(),
         ];
         counts.map(|count| count as u64)
     }
@@ -286,6 +304,29 @@ impl Machine {
     pub(crate) fn activity(&self) -> Option<v1::Activity> {
         let (sight, room_lasts) = guard(&self.seen.sight).clone()?;
         Some(sight.activity_message(room_lasts))
+    }
+
+    /// Returns what drills have proved of it; none in its first second.
+    pub(crate) fn drill_message(&self) -> Option<v1::MachineDrills> {
+        let (sight, _) = guard(&self.seen.sight).clone()?;
+        let rule = self.policy().1.and_then(|in_force| in_force.policy.drill);
+        let proof = sight.proof.clone().unwrap_or_default();
+        let (last, last_proved, last_why) = proof.last.unwrap_or_default();
+        Some(v1::MachineDrills {
+            rule: rule.map(|rule| rule.words()).unwrap_or_default(),
+            proven_point: proof.proved.map(|(id, _)| id),
+            proven_point_ns: proof.proved.map_or(0, |(_, time)| time),
+            last,
+            last_proved,
+            last_why,
+            last_ns: proof.last_ns,
+            rto_ms: proof.rto_ms,
+            put_off: sight
+                .put_off
+                .clone()
+                .map(|(why, _)| why)
+                .unwrap_or_default(),
+        })
     }
 
     /// Returns what its harbor took when it was last measured.

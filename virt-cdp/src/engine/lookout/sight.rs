@@ -18,6 +18,7 @@ use super::{
     tally::{GapTally, Tally},
 };
 use crate::engine::{
+    drills::Proof,
     machine::{Machine, State},
     messages,
 };
@@ -66,6 +67,10 @@ pub(crate) struct Sight {
     pub(crate) damage: Arc<Vec<String>>,
     /// When the file was verified that was not verified for longest.
     pub(crate) verified: Option<Timestamp>,
+    /// What drills have proved of it.
+    pub(crate) proof: Option<Proof>,
+    /// Why a drill that is due does not begin, and for how long.
+    pub(crate) put_off: Option<(String, Duration)>,
 }
 
 /// A gap that lasts.
@@ -171,6 +176,8 @@ impl Watched {
             growth: self.rates.growth(),
             damage: machine.damage(),
             verified: harbor.verified_since(),
+            proof: None,
+            put_off: None,
         }
     }
 

@@ -19,7 +19,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use cdp_core::{Harbor, MachineDescription, Pin, Point};
+use cdp_core::{Harbor, MachineDescription, Pin, Point, VolumeDescription};
 use libvirt_driver::{
     Domain, DomainState, ErrorKind, Hypervisor, LibvirtError, TakeoverSpec,
     nvram::nvram_of,
@@ -29,7 +29,11 @@ use libvirt_driver::{
     takeover_xml,
 };
 
-use self::record::{Disk, Record, host};
+use self::record::{Disk, host};
+pub(in crate::engine) use self::{
+    record::Record,
+    shape::{Shape, asked},
+};
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult, v1},
     engine::{
@@ -47,6 +51,14 @@ pub(crate) struct Takeovers {
     records: PathBuf,
     overlay_dir: PathBuf,
     known: Mutex<BTreeMap<String, Entry>>,
+}
+
+/// A VM that was started from a point.
+pub(crate) struct Started {
+    pub(crate) record: Record,
+    pub(crate) domain: Domain,
+    /// Sentences: what could not come along.
+    pub(crate) dropped: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -86,6 +98,8 @@ impl Takeovers {
         let of_machine: Vec<Record> = known
             .values_mut()
             .filter(|e| e.record.machine_id == description.machine_id)
+            // What is left of a drill is removed, not served.
+            .filter(|e| e.record.drill.is_none())
             .map(|e| {
                 // Where there is no such point, serving its view says so.
                 e._pin = harbor.pin(e.record.point.id).ok().map(Arc::new);
@@ -102,7 +116,40 @@ impl Takeovers {
 
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
-        guard(&self.known).len()
+        let known = guard(&self.known);
+        known.values().filter(|e| e.record.drill.is_none()).count()
+    }
+
+    /// Those that were made for a drill: name, and the URI of the libvirt it is at.
+    pub(crate) fn of_drill(&self, drill: &str) -> Vec<(String, String)> {
+        let known = guard(&self.known);
+        let of_drill = known
+            .values()
+            .filter(|e| e.record.drill.as_deref() == Some(drill));
+        of_drill
+            .map(|e| (e.record.name.clone(), e.record.uri.clone()))
+            .collect()
+    }
+
+    /// The drills that takeovers were made for.
+    pub(crate) fn drills(&self) -> Vec<String> {
+        let known = guard(&self.known);
+        let drills = known.values().filter_map(|e| e.record.drill.clone());
+        drills.collect()
+    }
+
+    /// Checks that a takeover is somebody's own, and no drill's.
+    pub(crate) fn require_own(&self, name: &str) -> ApiResult<()> {
+        match self.get(name)?.record.drill {
+            None => Ok(()),
+            Some(drill) => Err(ApiError::new(
+                ApiErrorKind::FailedPrecondition,
+                format!("'{name}' belongs to drill {drill}"),
+            )
+            .hint(
+                "it is removed when the drill ends; one that was kept is removed by drill-discard",
+            )),
+        }
     }
 
     /// The takeovers that need a machine's harbor.
@@ -115,27 +162,27 @@ impl Takeovers {
             .collect()
     }
 
-    /// Starts a VM from `point` of a machine.
+    /// Starts a VM from `point` of a machine, as it is asked for.
     pub(crate) fn start(
         &self,
         harbor: &Harbor,
         hypervisor: &Hypervisor,
         views: &Views,
         point: &Point,
-        request: &v1::TakeoverRequest,
-    ) -> ApiResult<(v1::Takeover, Vec<String>)> {
+        shape: Shape,
+    ) -> ApiResult<Started> {
         let description = harbor.description();
         let then = shape::xml_of(harbor, &description, point)?;
-        let name = match request.new_name.as_str() {
-            "" => format!("{}-takeover-{}", description.name, point.id),
-            name => name.to_owned(),
+        let name = match &shape.name {
+            None => format!("{}-takeover-{}", description.name, point.id),
+            Some(name) => name.clone(),
         };
         names::check("takeover", &name)?;
         let pin = harbor.pin(point.id).map_err(from_harbor)?;
-        let record = self.prepare(&name, hypervisor, views, &description, point)?;
-        let (spec, mode) = shape::spec(&record, request, hypervisor)?;
+        let record = self.prepare(&name, hypervisor, views, &description, (point, &shape))?;
+        let spec = shape::spec(&record, &shape);
         self.begin(&record, hypervisor, pin)?;
-        let started = self.bring_up(record, harbor, hypervisor, views, (&then, spec, mode));
+        let started = self.bring_up(record, harbor, hypervisor, views, (&then, spec, shape.mode));
         if started.is_err() {
             // All or nothing: what was made so far goes away again.
             if let Err(error) = self.discard(&name, hypervisor, views) {
@@ -151,11 +198,13 @@ impl Takeovers {
         hypervisor: &Hypervisor,
         views: &Views,
         description: &MachineDescription,
-        point: &Point,
+        (point, shape): (&Point, &Shape),
     ) -> ApiResult<Record> {
         let dir = self.overlay_dir.join(names::component(name));
         let uuid = new_uuid().map_err(from_libvirt)?;
-        let disks = description.volumes.iter().filter_map(|v| {
+        let come_along = |v: &&VolumeDescription| !shape.leave_out.contains(&v.target);
+        let volumes = description.volumes.iter().filter(come_along);
+        let disks = volumes.filter_map(|v| {
             Some(Disk {
                 target: v.target.clone(),
                 now: v.target.clone(),
@@ -174,6 +223,8 @@ impl Takeovers {
             uuid,
             disks: disks.collect(),
             nvram: None,
+            console: shape.console.then(|| dir.join("console.log")),
+            drill: shape.drill.clone(),
             dir,
         })
     }
@@ -215,7 +266,7 @@ impl Takeovers {
         hypervisor: &Hypervisor,
         views: &Views,
         (then, mut spec, mode): (&str, TakeoverSpec, StartMode),
-    ) -> ApiResult<(v1::Takeover, Vec<String>)> {
+    ) -> ApiResult<Started> {
         let description = harbor.description();
         serve(&record, harbor, &description, views)?;
         make_dir(&record.dir)?;
@@ -252,21 +303,25 @@ impl Takeovers {
         if let Some(entry) = guard(&self.known).get_mut(&record.name) {
             entry.record = record.clone();
         }
-        hypervisor
+        let domain = hypervisor
             .define_and_start(&edited.xml, mode)
             .map_err(from_libvirt)
             .map_err(as_asked)?;
-        Ok((
-            self.message(
-                &Entry {
-                    record,
-                    committing: false,
-                    _pin: None,
-                },
-                hypervisor,
-            ),
-            edited.dropped,
-        ))
+        Ok(Started {
+            record,
+            domain,
+            dropped: edited.dropped,
+        })
+    }
+
+    /// A takeover as clients see it.
+    pub(crate) fn seen(&self, record: &Record, hypervisor: &Hypervisor) -> v1::Takeover {
+        let entry = Entry {
+            record: record.clone(),
+            committing: false,
+            _pin: None,
+        };
+        self.message(&entry, hypervisor)
     }
 
     /// Lists all takeovers.
@@ -275,12 +330,12 @@ impl Takeovers {
         hypervisor: impl Fn(&str) -> ApiResult<Hypervisor>,
     ) -> Vec<v1::Takeover> {
         let all: Vec<Entry> = guard(&self.known).values().cloned().collect();
-        all.iter()
-            .map(|entry| match hypervisor(&entry.record.uri) {
-                Ok(hypervisor) => self.message(entry, &hypervisor),
-                Err(e) => with_state(&entry.record, "broken", e.what),
-            })
-            .collect()
+        let own = all.iter().filter(|entry| entry.record.drill.is_none());
+        own.map(|entry| match hypervisor(&entry.record.uri) {
+            Ok(hypervisor) => self.message(entry, &hypervisor),
+            Err(e) => with_state(&entry.record, "broken", e.what),
+        })
+        .collect()
     }
 
     fn message(&self, entry: &Entry, hypervisor: &Hypervisor) -> v1::Takeover {
@@ -314,6 +369,11 @@ impl Takeovers {
         })
     }
 
+    /// Removes the domain and the files of a takeover, which is still known then.
+    pub(crate) fn strip(&self, name: &str, hypervisor: &Hypervisor) -> ApiResult<()> {
+        strip(&self.get(name)?.record, hypervisor)
+    }
+
     /// Removes all traces of a takeover.
     pub(crate) fn discard(
         &self,
@@ -331,15 +391,15 @@ impl Takeovers {
             )
             .hint("wait until the commit has ended"));
         }
-        let mut files: Vec<PathBuf> = record.disks.iter().map(|d| d.overlay.clone()).collect();
-        files.extend(record.nvram.clone());
-        let traces = Traces {
-            uuid: record.uuid.clone(),
-            files,
-            directories: vec![record.dir.clone()],
-        };
-        hypervisor.discard(&traces).map_err(from_libvirt)?;
+        strip(&record, hypervisor)?;
         views.close_takeover(name);
+        // One that an earlier daemon served, and nobody since, is still there.
+        match fs::remove_file(&record.socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(socket = %record.socket.display(), %error, "the socket of a view stays");
+            }
+            _ => {}
+        }
         self.forget(name)
     }
 
@@ -475,4 +535,18 @@ fn with_state(record: &Record, state: &str, detail: String) -> v1::Takeover {
         overlay_bytes: record.disks.iter().map(allocated).sum(),
         detail,
     }
+}
+
+fn strip(record: &Record, hypervisor: &Hypervisor) -> ApiResult<()> {
+    let mut files: Vec<PathBuf> = record.disks.iter().map(|d| d.overlay.clone()).collect();
+    files.extend(record.nvram.clone());
+    files.extend(record.console.clone());
+    files.extend(record.console_files());
+    files.extend(record.libvirt_logs());
+    let traces = Traces {
+        uuid: record.uuid.clone(),
+        files,
+        directories: vec![record.dir.clone()],
+    };
+    hypervisor.discard(&traces).map_err(from_libvirt)
 }

@@ -13,34 +13,69 @@ use crate::{
     engine::names,
 };
 
+/// Where libvirt keeps the logs of QEMU.
+const LIBVIRT_LOGS: &str = "/var/log/libvirt/qemu";
+
 /// What is kept of a takeover.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Record {
-    pub(super) name: String,
+pub(in crate::engine) struct Record {
+    pub(in crate::engine) name: String,
     pub(super) uuid: String,
     pub(super) uri: String,
     pub(super) machine: String,
     pub(super) machine_id: String,
     pub(super) point: Point,
     pub(super) created: Timestamp,
-    pub(super) socket: PathBuf,
+    pub(in crate::engine) socket: PathBuf,
     pub(super) dir: PathBuf,
     pub(super) nvram: Option<PathBuf>,
-    pub(super) disks: Vec<Disk>,
+    /// What the guest writes to its console; libvirt may keep older parts beside it, with a number behind the name.
+    #[serde(default)]
+    pub(in crate::engine) console: Option<PathBuf>,
+    /// The drill it was made for; none: it is somebody's own.
+    #[serde(default)]
+    pub(super) drill: Option<String>,
+    pub(in crate::engine) disks: Vec<Disk>,
 }
 
 /// A disk of a takeover.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Disk {
+pub(in crate::engine) struct Disk {
     /// The volume's target, and the export's name.
-    pub(super) target: String,
+    pub(in crate::engine) target: String,
     /// Its target in the takeover's own XML.
     pub(super) now: String,
     pub(super) overlay: PathBuf,
-    pub(super) size: u64,
+    pub(in crate::engine) size: u64,
 }
 
 impl Record {
+    /// The console's file, and its older parts.
+    pub(super) fn console_files(&self) -> Vec<PathBuf> {
+        let Some(console) = &self.console else {
+            return Vec::new();
+        };
+        let name = console.file_name().unwrap_or_default().to_string_lossy();
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let files = entries.map(|entry| entry.path());
+        let is_console = |path: &PathBuf| {
+            let of_file = path.file_name().unwrap_or_default().to_string_lossy();
+            of_file.starts_with(&*name)
+        };
+        files.filter(is_console).collect()
+    }
+
+    /// The logs that libvirt keeps of a domain when it is undefined; those of a drill tell nothing that its report does not,
+    /// and every drill would leave some.
+    pub(super) fn libvirt_logs(&self) -> Vec<PathBuf> {
+        if self.drill.is_none() {
+            return Vec::new();
+        }
+        let endings = ["", ".0", ".1", ".2"];
+        let file = |ending| Path::new(LIBVIRT_LOGS).join(format!("{}.log{ending}", self.name));
+        endings.map(file).into()
+    }
+
     /// Writes the record, durable on return.
     pub(super) fn save(&self, dir: &Path) -> ApiResult<()> {
         let path = path(dir, &self.name);

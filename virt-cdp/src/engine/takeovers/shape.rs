@@ -36,12 +36,30 @@ pub(super) fn xml_of(
     }
 }
 
-/// What the takeover shall look like, as the user asked for it.
-pub(super) fn spec(
-    record: &Record,
+/// What shall be other than it was.
+#[derive(Debug, Clone)]
+pub(in crate::engine) struct Shape {
+    /// The new domain's name; none: made of the machine's and the point's.
+    pub(in crate::engine) name: Option<String>,
+    pub(in crate::engine) vcpus: Option<u32>,
+    pub(in crate::engine) memory_kib: Option<u64>,
+    pub(in crate::engine) network: NetworkChoice,
+    pub(in crate::engine) mac: MacChoice,
+    pub(in crate::engine) disk_bus: Option<String>,
+    pub(in crate::engine) mode: StartMode,
+    /// Disks that do not come along, by target.
+    pub(in crate::engine) leave_out: Vec<String>,
+    /// Whether what the guest writes to its console is kept.
+    pub(in crate::engine) console: bool,
+    /// The drill it is made for.
+    pub(in crate::engine) drill: Option<String>,
+}
+
+/// What a user asks for.
+pub(in crate::engine) fn asked(
     request: &v1::TakeoverRequest,
     hypervisor: &Hypervisor,
-) -> ApiResult<(TakeoverSpec, StartMode)> {
+) -> ApiResult<Shape> {
     let invalid = |what: String, hint: &str| {
         Err(ApiError::new(ApiErrorKind::InvalidArgument, what).hint(hint))
     };
@@ -68,6 +86,25 @@ pub(super) fn spec(
         }
         bytes => Some(bytes / 1024),
     };
+    Ok(Shape {
+        name: (!request.new_name.is_empty()).then(|| request.new_name.clone()),
+        vcpus: (request.vcpus > 0).then_some(request.vcpus),
+        memory_kib,
+        network,
+        mac,
+        disk_bus: (!request.disk_bus.is_empty()).then(|| request.disk_bus.clone()),
+        mode: match request.paused {
+            true => StartMode::Paused,
+            false => StartMode::Running,
+        },
+        leave_out: Vec::new(),
+        console: false,
+        drill: None,
+    })
+}
+
+/// What the takeover shall look like.
+pub(super) fn spec(record: &Record, shape: &Shape) -> TakeoverSpec {
     let disks = record.disks.iter().map(|d| TakeoverDisk {
         target: d.target.clone(),
         overlay: d.overlay.clone(),
@@ -77,24 +114,16 @@ pub(super) fn spec(
             reconnect_delay_s: RECONNECT_DELAY_S,
         }),
     });
-    let spec = TakeoverSpec {
+    TakeoverSpec {
         name: record.name.clone(),
         uuid: record.uuid.clone(),
-        vcpus: (request.vcpus > 0).then_some(request.vcpus),
-        memory_kib,
-        network,
-        mac,
-        disk_bus: (!request.disk_bus.is_empty()).then(|| request.disk_bus.clone()),
+        vcpus: shape.vcpus,
+        memory_kib: shape.memory_kib,
+        network: shape.network.clone(),
+        mac: shape.mac,
+        disk_bus: shape.disk_bus.clone(),
         disks: disks.collect(),
         nvram: None,
-        console_log: None,
-    };
-    Ok((
-        spec,
-        if request.paused {
-            StartMode::Paused
-        } else {
-            StartMode::Running
-        },
-    ))
+        console_log: record.console.clone(),
+    }
 }

@@ -8,7 +8,7 @@ use crate::{
 
 /// Runs the policy once.
 pub(super) fn run(round: &Round) -> ApiResult<()> {
-    let Some(in_force) = round.in_force else {
+    let Some(in_force) = &round.in_force else {
         return Ok(());
     };
     let keep = &in_force.policy.keep;

@@ -1,0 +1,167 @@
+//! `bisect`: the newest point at which something holds.
+
+use std::path::PathBuf;
+
+use super::{
+    at,
+    client::Pause,
+    drills::took,
+    error::{CliError, CliResult},
+    json_drill,
+    progress::POLL_INTERVAL,
+    session::{Reader, Session},
+    text::{local, plain},
+};
+use crate::api::v1;
+
+/// Finds the newest point at which checks pass, by drills, or by a program that looks at the disks
+///
+/// Each probe halves the span that is left: a week of one-second points takes about 20. A program of --script gets the disks
+/// of the point as read-only views (VIRT_CDP_VIEW_vda and so on, NBD URIs); it exits with 0 where the point is good. Ctrl-C
+/// breaks the search off; the same command goes on where it was.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = super::AT_HELP)]
+pub(super) struct Args {
+    /// The machine
+    #[arg(value_name = "NAME")]
+    name: String,
+
+    /// The oldest moment
+    #[arg(long, value_name = "T")]
+    from: String,
+
+    /// The newest moment
+    #[arg(long, value_name = "T", default_value = "latest")]
+    to: String,
+
+    /// What must hold, as of drill-run; each probe is a drill
+    #[arg(
+        long = "check",
+        value_name = "CHECK",
+        required_unless_present = "script"
+    )]
+    checks: Vec<String>,
+
+    /// A program that looks at the disks; nothing is booted
+    #[arg(long, value_name = "PATH", conflicts_with = "checks")]
+    script: Option<PathBuf>,
+
+    /// How many probes run at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    parallel: u32,
+
+    /// Forgets what an earlier search for the same has found
+    #[arg(long)]
+    restart: bool,
+}
+
+pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
+    let script = args.script.as_ref().map(|path| {
+        path.canonicalize().map_err(|error| {
+            CliError::failure(format!("cannot find {}: {error}", path.display()))
+                .hint("give the path of a program")
+        })
+    });
+    let script = script.transpose()?.map(|path| path.display().to_string());
+    let request = v1::BisectRequest {
+        name: args.name.clone(),
+        from: Some(at::parse_here(&args.from)?.oldest()),
+        to: Some(at::parse_here(&args.to)?.newest()),
+        checks: args.checks,
+        script: script.unwrap_or_default(),
+        parallel: args.parallel,
+        restart: args.restart,
+    };
+    let mut job = session.client.call(async |api| api.bisect(request).await)?;
+    let mut told = 0;
+    let mut cancelled = false;
+    while job.state == "running" {
+        tell(session, job.bisect.as_ref(), &mut told);
+        let pause = session.client.pause(POLL_INTERVAL)?;
+        let request = v1::JobRequest { id: job.id.clone() };
+        job = match pause {
+            Pause::Interrupted if !cancelled => {
+                cancelled = true;
+                session
+                    .client
+                    .call(async |api| api.cancel_job(request).await)?
+            }
+            _ => session
+                .client
+                .call(async |api| api.get_job(request).await)?,
+        };
+    }
+    tell(session, job.bisect.as_ref(), &mut told);
+    match job.state.as_str() {
+        "done" => {}
+        _ if cancelled => {
+            return Err(CliError::interrupted("the search was broken off")
+                .hint("the same command goes on where it was"));
+        }
+        _ => {
+            let error = CliError::failure(format!("the search failed: {}", job.error));
+            return Err(if job.hint.is_empty() {
+                error
+            } else {
+                error.hint(job.hint)
+            });
+        }
+    }
+    let state = job.bisect.unwrap_or_default();
+    session.answer(&json_drill::Bisected::from(&state), || {
+        answer(&args.name, &state)
+    })?;
+    match state.newest_good {
+        Some(_) => Ok(()),
+        None => Err(
+            CliError::unproved(format!("no point of {} in that span passes", args.name))
+                .hint("begin earlier: --from"),
+        ),
+    }
+}
+
+fn tell(session: &Session, state: Option<&v1::BisectState>, told: &mut usize) {
+    let Some(state) = state.filter(|_| session.reader == Reader::People) else {
+        return;
+    };
+    for (number, probe) in state.probes.iter().enumerate().skip(*told) {
+        let point = probe.point.clone().unwrap_or_default();
+        let outcome = if probe.passed { "good" } else { "bad" };
+        let why = match probe.why.as_str() {
+            "" => String::new(),
+            why => format!(": {}", plain(why)),
+        };
+        let how = if probe.remembered {
+            "known already".into()
+        } else {
+            took(probe.took_ms)
+        };
+        eprintln!(
+            "probe {}: point {}, {}: {outcome} ({how}){why}",
+            number + 1,
+            point.id,
+            local(point.time_ns)
+        );
+    }
+    *told = state.probes.len();
+}
+
+fn answer(name: &str, state: &v1::BisectState) -> String {
+    let point = |point: &v1::Point| format!("point {}, {}", point.id, local(point.time_ns));
+    let probes = format!(
+        "{} probes among {} points",
+        state.probes.len(),
+        state.points
+    );
+    match (&state.newest_good, &state.oldest_bad) {
+        (Some(good), Some(bad)) => format!(
+            "newest good: {}\nfirst bad:   {}\n{probes}\ntake it over: virt-cdp takeover {} --at {}\n",
+            point(good),
+            point(bad),
+            super::text::quoted(name),
+            good.id
+        ),
+        (Some(good), None) => format!("all are good; the newest: {}\n{probes}\n", point(good)),
+        (None, _) => format!("none is good\n{probes}\n"),
+    }
+}
