@@ -5,6 +5,8 @@
 
 pub mod daemon;
 
+pub mod drill;
+
 pub mod guest;
 
 pub mod storage_daemon;

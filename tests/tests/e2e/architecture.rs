@@ -6,7 +6,7 @@ use serde_json::Value;
 use virt_cdp_tests::{must, repository};
 
 /// Crate, what it must not know in words, packages it must not reach by any path.
-const MUST_NOT_KNOW: [(&str, &str, &[&str]); 3] = [
+const MUST_NOT_KNOW: [(&str, &str, &[&str]); 4] = [
     (
         "qemu-hook",
         "libvirt, how data is kept",
@@ -32,6 +32,18 @@ const MUST_NOT_KNOW: [(&str, &str, &[&str]); 3] = [
         "libvirt-driver",
         "how data is kept",
         &["cdp-core", "virt-cdp"],
+    ),
+    (
+        "drill-runner",
+        "how data is captured and kept, libvirt",
+        &[
+            "qemu-hook",
+            "cdp-core",
+            "virt",
+            "virt-sys",
+            "libvirt-driver",
+            "virt-cdp",
+        ],
     ),
 ];
 

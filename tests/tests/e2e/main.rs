@@ -9,7 +9,12 @@ mod bitmaps;
 
 mod demo;
 
+mod bisect;
 mod disks;
+mod drills;
+mod drills_debian;
+mod drills_isolation;
+mod drills_trouble;
 
 mod exactness;
 
