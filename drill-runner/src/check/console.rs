@@ -165,6 +165,16 @@ fn open(path: &Path) -> io::Result<(File, u64)> {
     }
 }
 
+/// Returns what was written to a terminal as text, without what steers it.
+#[must_use]
+pub fn plain_text(bytes: &[u8]) -> String {
+    let (mut strip, mut text) = (Strip::default(), Vec::with_capacity(bytes.len()));
+    for byte in bytes {
+        strip.take(*byte, &mut text);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 /// Takes escape sequences and control characters out of what a terminal would show.
 #[derive(Default)]
 struct Strip {

@@ -34,6 +34,7 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 
+pub use console::plain_text;
 pub use ping::answers as answers_ping;
 pub use place::{Clock, Facts, Place};
 pub use ready::{SCREEN_INSTEAD_OF_AGENT, Sign, wait_ready};

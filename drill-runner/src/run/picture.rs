@@ -9,7 +9,10 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use sha2::{Digest, Sha256};
 
-use crate::outcome::{Console, Screenshot};
+use crate::{
+    check::plain_text,
+    outcome::{Console, Screenshot},
+};
 
 /// The largest PNG file that is taken.
 const PNG_MAX: usize = 4 << 20;
@@ -61,7 +64,7 @@ pub(super) fn console(path: &Path) -> Console {
             }
             return Ok(Console {
                 bytes,
-                head: text(&all),
+                head: plain_text(&all),
                 tail: String::new(),
             });
         }
@@ -76,75 +79,16 @@ pub(super) fn console(path: &Path) -> Console {
         file.take(CONSOLE_TAIL).read_to_end(&mut tail)?;
         Ok::<_, std::io::Error>(Console {
             bytes,
-            head: text(&head),
-            tail: text(&tail),
+            head: plain_text(&head),
+            tail: plain_text(&tail),
         })
     };
     read().unwrap_or_default()
 }
 
-/// Text of a terminal without what steers it.
-fn text(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let mut plain = String::with_capacity(text.len());
-    let mut chars = text.chars().peekable();
-    while let Some(char) = chars.next() {
-        match char {
-            '\u{1b}' => skip_sequence(&mut chars),
-            '\r' => {}
-            char => plain.push(char),
-        }
-    }
-    plain
-}
-
-/// Passes over the rest of an escape sequence.
-fn skip_sequence(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) {
-    match chars.next() {
-        // Control sequences end with a letter or so.
-        Some('[') => {
-            for char in chars.by_ref() {
-                if ('\u{40}'..='\u{7e}').contains(&char) {
-                    break;
-                }
-            }
-        }
-        // Those that carry a text end with BEL, or with an escape.
-        Some(']' | 'P' | '_' | '^') => {
-            while let Some(char) = chars.next() {
-                if char == '\u{7}' {
-                    break;
-                }
-                if char == '\u{1b}' {
-                    chars.next();
-                    break;
-                }
-            }
-        }
-        Some('(' | ')' | '#') => {
-            chars.next();
-        }
-        _ => {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_steers_a_terminal_is_left_out() {
-        for (raw, plain) in [
-            ("a\r\nb", "a\nb"),
-            ("\u{1b}[0;1mx\u{1b}[0m y", "x y"),
-            ("\u{1b}]0;title\u{7}z", "z"),
-            ("\u{1b}]0;title\u{1b}\\z", "z"),
-            ("\u{1b}(Bq\u{1b}c!", "q!"),
-            ("end\u{1b}[", "end"),
-        ] {
-            assert_eq!(text(raw.as_bytes()), plain, "{raw:?}");
-        }
-    }
 
     #[test]
     fn a_long_console_is_its_beginning_and_its_end() {
