@@ -1,6 +1,7 @@
-//! The check `ping`: one echo request to every address, and an answer from any of them.
+//! The check `ping`: echo requests to every address, and an answer from any of them.
 //!
-//! The sockets are raw ones: a new network namespace lets nobody have the other kind.
+//! Requests follow each other while answers are waited for: one that is sent before the guest has its address is lost, and it
+//! is the first answer that is to be seen, not the end of the attempt. The sockets are raw ones: a new network namespace lets nobody have the other kind.
 
 use std::{
     net::IpAddr,
@@ -9,20 +10,26 @@ use std::{
 };
 
 use surge_ping::{Client, Config, ICMP, PingIdentifier, PingSequence, SurgeError};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout_at},
+};
 
 use super::{
     Place,
     bound::Bound,
-    seen::Seen,
+    seen::{Come, Seen},
     sockets::{at_each, cause},
 };
 
 /// Tells the answers of pings apart that are under way at the same time.
 static IDENTIFIER: AtomicU16 = AtomicU16::new(0x5c00);
+/// The time from one request to the next.
+const INTERVAL: Duration = Duration::from_millis(200);
 /// What is sent.
 const PAYLOAD: [u8; 32] = *b"virt-cdp drill: are you there???";
 
-/// Sends a request and waits for the answer.
+/// Sends requests and waits for an answer.
 pub(super) fn attempt(place: &Place<'_>, bound: &Bound<'_>) -> Seen {
     // One that is slow to answer is waited for until the bound ends it.
     let time = bound.left() + Duration::from_secs(1);
@@ -39,10 +46,11 @@ pub fn answers(ip: IpAddr, time: Duration) -> bool {
     runtime.is_ok_and(|runtime| {
         runtime
             .block_on(waited)
-            .is_ok_and(|seen| seen.come == super::seen::Come::Passed)
+            .is_ok_and(|seen| seen.come == Come::Passed)
     })
 }
 
+/// Sends requests until one is answered, or none of them can be any more.
 async fn once(ip: IpAddr, time: Duration) -> Seen {
     let kind = match ip {
         IpAddr::V4(_) => ICMP::V4,
@@ -56,10 +64,35 @@ async fn once(ip: IpAddr, time: Duration) -> Seen {
         Ok(client) => client,
         Err(error) => return Seen::broken(format!("a ping cannot be sent: {}", cause(&error))),
     };
+    let until = Instant::now() + time;
+    let mut requests = JoinSet::new();
+    let mut last = Seen::not_yet(format!("no answer from {ip}"));
+    for number in 0_u16.. {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        let client = client.clone();
+        requests.spawn(async move { request(&client, ip, number, left).await });
+        // Until the next one is due, or an answer is there.
+        let due = Instant::now() + INTERVAL.min(left);
+        while let Ok(answer) = timeout_at(due, requests.join_next()).await {
+            match answer {
+                Some(Ok(seen)) if seen.come == Come::Passed => return seen,
+                Some(Ok(seen)) => last = seen,
+                Some(Err(_)) => {}
+                None => sleep_until(due).await,
+            }
+        }
+    }
+    last
+}
+
+async fn request(client: &Client, ip: IpAddr, number: u16, time: Duration) -> Seen {
     let identifier = PingIdentifier(IDENTIFIER.fetch_add(1, Ordering::Relaxed));
     let mut pinger = client.pinger(ip, identifier).await;
     pinger.timeout(time);
-    match pinger.ping(PingSequence(1), &PAYLOAD).await {
+    match pinger.ping(PingSequence(number), &PAYLOAD).await {
         Ok((_, took)) => Seen::passed(format!(
             "{ip} answered after {:.1} ms",
             took.as_secs_f64() * 1000.0

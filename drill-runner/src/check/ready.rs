@@ -27,7 +27,7 @@ use crate::{
 /// How long an agent is waited for before a screen that stands still will do in its place.
 pub const SCREEN_INSTEAD_OF_AGENT: Duration = Duration::from_secs(60);
 /// The time between two looks.
-const PAUSE: Duration = Duration::from_millis(250);
+const PAUSE: Duration = Duration::from_millis(100);
 /// The time between two pictures of the screen.
 const PICTURES: Duration = Duration::from_millis(500);
 /// The time between two questions to an agent, and how long one of them may take.

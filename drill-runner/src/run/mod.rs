@@ -369,6 +369,14 @@ impl Drill<'_> {
             (report.verdict, report.why) = (verdict, why);
         }
         tell(&report);
+        if report.verdict == Verdict::Proved {
+            // The watcher may have been slower.
+            self.board.time(&plan.name, |times, now| match check.kind {
+                CheckKind::Ping => times.ping_ms = times.ping_ms.or(Some(now)),
+                CheckKind::Agent => times.agent_ms = times.agent_ms.or(Some(now)),
+                _ => {}
+            });
+        }
         let what = match report.verdict {
             Verdict::Proved => format!("{} passed", report.name),
             _ => format!("{} did not pass: {}", report.name, report.why),

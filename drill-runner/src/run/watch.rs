@@ -16,7 +16,9 @@ use crate::{
 };
 
 /// How often it is looked.
-const INTERVAL: Duration = Duration::from_millis(250);
+const INTERVAL: Duration = Duration::from_millis(100);
+/// How long a guest may take for the answer to a ping.
+const PING_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long a guest agent may take for an answer.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(1);
 /// When pictures are taken while it boots, seconds after its CPUs ran.
@@ -65,8 +67,9 @@ impl<'a> Watch<'a> {
             self.learn();
             if !agent && self.agent_answers() {
                 agent = true;
-                self.board
-                    .time(self.name, |times, now| times.agent_ms = Some(now));
+                self.board.time(self.name, |times, now| {
+                    times.agent_ms = times.agent_ms.or(Some(now))
+                });
                 self.board.event(self.name, "its agent answers");
             }
             if agent && self.member.has_agent && !asked {
@@ -77,11 +80,12 @@ impl<'a> Watch<'a> {
                     .member
                     .addresses()
                     .into_iter()
-                    .any(|ip| check::answers_ping(ip, INTERVAL))
+                    .any(|ip| check::answers_ping(ip, PING_TIMEOUT))
             {
                 ping = true;
-                self.board
-                    .time(self.name, |times, now| times.ping_ms = Some(now));
+                self.board.time(self.name, |times, now| {
+                    times.ping_ms = times.ping_ms.or(Some(now))
+                });
                 self.board.event(self.name, "it answers a ping");
             }
             let is_due = |due: &&u64| begin.elapsed() >= Duration::from_secs(**due);

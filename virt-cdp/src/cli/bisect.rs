@@ -4,11 +4,10 @@ use std::path::PathBuf;
 
 use super::{
     at,
-    client::Pause,
     drills::took,
-    error::{CliError, CliResult},
+    error::{CliError, CliResult, Fault},
+    job::{OnInterrupt, watch},
     json_drill,
-    progress::POLL_INTERVAL,
     session::{Reader, Session},
     text::{local, plain},
 };
@@ -72,41 +71,17 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
         parallel: args.parallel,
         restart: args.restart,
     };
-    let mut job = session.client.call(async |api| api.bisect(request).await)?;
-    let mut told = 0;
-    let mut cancelled = false;
-    while job.state == "running" {
-        tell(session, job.bisect.as_ref(), &mut told);
-        let pause = session.client.pause(POLL_INTERVAL)?;
-        let request = v1::JobRequest { id: job.id.clone() };
-        job = match pause {
-            Pause::Interrupted if !cancelled => {
-                cancelled = true;
-                session
-                    .client
-                    .call(async |api| api.cancel_job(request).await)?
-            }
-            _ => session
-                .client
-                .call(async |api| api.get_job(request).await)?,
-        };
-    }
-    tell(session, job.bisect.as_ref(), &mut told);
-    match job.state.as_str() {
-        "done" => {}
-        _ if cancelled => {
-            return Err(CliError::interrupted("the search was broken off")
-                .hint("the same command goes on where it was"));
+    let job = session.client.call(async |api| api.bisect(request).await)?;
+    let (reader, mut told) = (session.reader, 0);
+    let done = watch(session, job, OnInterrupt::Cancel, &mut |job| {
+        if reader == Reader::People {
+            tell(job.bisect.as_ref(), &mut told);
         }
-        _ => {
-            let error = CliError::failure(format!("the search failed: {}", job.error));
-            return Err(if job.hint.is_empty() {
-                error
-            } else {
-                error.hint(job.hint)
-            });
-        }
-    }
+    });
+    let job = done.map_err(|error| match error.fault {
+        Fault::Interrupted => error.hint("the same command goes on where it was"),
+        _ => error,
+    })?;
     let state = job.bisect.unwrap_or_default();
     session.answer(&json_drill::Bisected::from(&state), || {
         answer(&args.name, &state)
@@ -120,8 +95,9 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
     }
 }
 
-fn tell(session: &Session, state: Option<&v1::BisectState>, told: &mut usize) {
-    let Some(state) = state.filter(|_| session.reader == Reader::People) else {
+/// Tells people of the probes since it was told last.
+fn tell(state: Option<&v1::BisectState>, told: &mut usize) {
+    let Some(state) = state else {
         return;
     };
     for (number, probe) in state.probes.iter().enumerate().skip(*told) {

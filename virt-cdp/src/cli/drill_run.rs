@@ -9,11 +9,10 @@ use drill_runner::{
 
 use super::{
     at,
-    client::Pause,
     drills::{age, read_plan, took},
     error::{CliError, CliResult},
+    job::{OnInterrupt, watch},
     json_drill,
-    progress::POLL_INTERVAL,
     session::{Reader, Session},
     text::plain,
 };
@@ -76,8 +75,13 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
         if session.reader == Reader::People {
             super::session::put(summary(&report).trim_end());
         }
-        match report.verdict {
+        let verdict = report.verdict;
+        match verdict {
             Verdict::Proved => {}
+            Verdict::Cancelled => {
+                let what = format!("the drill of {} was broken off", report.name);
+                failed = Some(CliError::interrupted(what));
+            }
             Verdict::Failed => {
                 failed = Some(CliError::unproved(format!(
                     "{} is not proved: {}",
@@ -94,6 +98,9 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
             }
         }
         reports.push(json_drill::Held::from(&report));
+        if verdict == Verdict::Cancelled {
+            break;
+        }
     }
     if session.reader == Reader::Programs {
         session.answer(&json_drill::HeldAll { drills: reports }, String::new)?;
@@ -184,52 +191,24 @@ fn request(plan: &Plan, moment: &[String]) -> CliResult<v1::DrillRequest> {
 
 /// Follows a drill to its end, and tells what happens.
 fn follow(session: &mut Session, request: v1::DrillRequest) -> CliResult<Report> {
-    let mut job = session
+    let job = session
         .client
         .call(async |api| api.run_drill(request).await)?;
-    let mut told = Vec::new();
-    let mut cancelled = false;
-    loop {
-        let report: Option<Report> = serde_json::from_str(&job.drill_report).ok();
-        if let Some(report) = &report {
-            tell(session, report, &mut told);
+    let (reader, mut told, mut report) = (session.reader, Vec::new(), None);
+    watch(session, job, OnInterrupt::Cancel, &mut |job| {
+        report = serde_json::from_str(&job.drill_report).ok();
+        if let Some(report) = report.as_ref().filter(|_| reader == Reader::People) {
+            tell(report, &mut told);
         }
-        if job.state != "running" {
-            return match report {
-                Some(report) if job.state == "done" => Ok(report),
-                _ if cancelled => Err(CliError::interrupted("the drill was broken off")),
-                _ => {
-                    let error =
-                        CliError::failure(format!("the drill could not be held: {}", job.error));
-                    Err(if job.hint.is_empty() {
-                        error
-                    } else {
-                        error.hint(job.hint)
-                    })
-                }
-            };
-        }
-        let pause = session.client.pause(POLL_INTERVAL)?;
-        let request = v1::JobRequest { id: job.id.clone() };
-        job = match pause {
-            Pause::Interrupted if !cancelled => {
-                cancelled = true;
-                session
-                    .client
-                    .call(async |api| api.cancel_job(request).await)?
-            }
-            _ => session
-                .client
-                .call(async |api| api.get_job(request).await)?,
-        };
-    }
+    })?;
+    report.ok_or_else(|| {
+        CliError::failure("virtcdpd does not tell what the drill has come to")
+            .hint("see drill-list; is virtcdpd of the same version?")
+    })
 }
 
 /// Tells people what has happened since it was told last.
-fn tell(session: &Session, report: &Report, told: &mut Vec<usize>) {
-    if session.reader != Reader::People {
-        return;
-    }
+fn tell(report: &Report, told: &mut Vec<usize>) {
     told.resize(report.machines.len(), 0);
     for (machine, told) in report.machines.iter().zip(told) {
         for event in machine.events.iter().skip(*told) {

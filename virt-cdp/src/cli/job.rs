@@ -17,26 +17,39 @@ pub(super) enum OnInterrupt {
     Leave(&'static str),
 }
 
-/// Waits until `job` is done; returns it, or its error.
+/// Waits until `job` is done; returns it, or its error. How far it is is shown meanwhile.
 pub(super) fn follow(
     session: &mut Session,
-    mut job: v1::Job,
+    job: v1::Job,
     on_interrupt: OnInterrupt,
 ) -> CliResult<v1::Job> {
     let mut meter = Meter::new(session.reader);
-    let mut cancelled = false;
-    while job.state == "running" {
+    let done = watch(session, job, on_interrupt, &mut |job| {
         meter.show(job.progress.as_ref());
+    });
+    meter.end();
+    done
+}
+
+/// Waits until `job` is done; returns it, or its error. All that is seen of it is given to `look`, its end too.
+pub(super) fn watch(
+    session: &mut Session,
+    mut job: v1::Job,
+    on_interrupt: OnInterrupt,
+    look: &mut dyn FnMut(&v1::Job),
+) -> CliResult<v1::Job> {
+    let mut cancelled = false;
+    loop {
+        look(&job);
+        if job.state != "running" {
+            break;
+        }
         let pause = session.client.pause(POLL_INTERVAL)?;
         let request = v1::JobRequest { id: job.id.clone() };
         job = match (pause, on_interrupt) {
             (Pause::Interrupted, OnInterrupt::Leave(hint)) => {
-                meter.end();
-                return Err(CliError::interrupted(format!(
-                    "interrupted; the {} goes on",
-                    job.kind
-                ))
-                .hint(hint));
+                let what = format!("interrupted; the {} goes on", job.kind);
+                return Err(CliError::interrupted(what).hint(hint));
             }
             (Pause::Interrupted, OnInterrupt::Cancel) if !cancelled => {
                 cancelled = true;
@@ -49,28 +62,26 @@ pub(super) fn follow(
                 .call(async |api| api.get_job(request).await)?,
         };
     }
-    meter.end();
+    let kind = &job.kind;
     match job.state.as_str() {
         "done" => Ok(job),
-        "cancelled" if cancelled => Err(CliError::interrupted(format!(
-            "the {} was cancelled",
-            job.kind
-        ))),
-        "cancelled" => Err(CliError::failure(format!(
-            "the {} was cancelled by another client",
-            job.kind
-        ))),
+        "cancelled" if cancelled => {
+            let what = format!("the {kind} was cancelled");
+            Err(CliError::interrupted(what))
+        }
+        "cancelled" => {
+            let what = format!("the {kind} was cancelled by another client");
+            Err(CliError::failure(what))
+        }
         _ => {
-            let why = if job.error.is_empty() {
-                "virtcdpd does not say why"
-            } else {
-                &job.error
+            let why = match job.error.as_str() {
+                "" => "virtcdpd does not say why",
+                why => why,
             };
-            let error = CliError::failure(format!("the {} failed: {why}", job.kind));
-            Err(if job.hint.is_empty() {
-                error
-            } else {
-                error.hint(job.hint)
+            let error = CliError::failure(format!("the {kind} failed: {why}"));
+            Err(match job.hint.as_str() {
+                "" => error,
+                hint => error.hint(hint),
             })
         }
     }
