@@ -253,6 +253,21 @@ impl Domain {
         Ok((info.nr_virt_cpu, info.memory.saturating_mul(1024)))
     }
 
+    /// Returns how much memory of the host its process has, in bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DomainOff`], [`ErrorKind::NoSuchDomain`], [`ErrorKind::NotConnected`]; libvirt does not tell.
+    pub fn resident(&self) -> Result<u64> {
+        let all = self.virt()?.memory_stats(0);
+        let all = all.map_err(|error| self.error("read the memory of", error))?;
+        let mut resident = all
+            .iter()
+            .filter(|one| one.tag == virt::sys::VIR_DOMAIN_MEMORY_STAT_RSS);
+        let kib = resident.next().map(|one| one.val);
+        kib.map(|kib| kib.saturating_mul(1024))
+            .ok_or_else(|| self.off("read the memory of"))
+    }
+
     /// Looks the domain up in libvirt.
     pub(crate) fn virt(&self) -> Result<VirtDomain> {
         let connect = self.hypervisor.connection()?;

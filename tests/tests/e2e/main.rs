@@ -12,6 +12,8 @@ mod demo;
 mod bisect;
 mod disks;
 mod drills;
+mod drills_asked;
+mod drills_auto;
 mod drills_debian;
 mod drills_isolation;
 mod drills_trouble;

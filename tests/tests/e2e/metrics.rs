@@ -12,7 +12,12 @@ use std::{
 use qemu_hook::monitor::Monitor;
 use serde_json::{Value, json};
 use virt_cdp_tests::{
-    HangingFs, daemon::Daemon, exposition::Page, nbd::Writer, needs, storage_daemon::StorageDaemon,
+    HangingFs,
+    daemon::Daemon,
+    exposition::{Page, free_port, get},
+    nbd::Writer,
+    needs,
+    storage_daemon::StorageDaemon,
     wait_for,
 };
 
@@ -20,21 +25,6 @@ const MACHINE: &str = "told";
 const SOON: Duration = Duration::from_secs(40);
 /// A scrape, whatever hangs.
 const AT_ONCE: Duration = Duration::from_secs(1);
-
-/// A port that nobody uses now.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its address").port()
-}
-
-fn get(port: u16) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
-}
 
 /// Scrapes the daemon, which may not take long, and reads what came strictly; no counter may have fallen since `before`.
 fn scrape(port: u16, before: &mut Page) -> Page {

@@ -103,6 +103,15 @@ impl Accounts {
             .map(|group| group.gid)
     }
 
+    /// Returns the name of a user, or the number where there is none.
+    #[must_use]
+    pub fn user(&self, uid: u32) -> String {
+        let mut names = self.names.iter().filter(|(of, _)| *of == uid);
+        names
+            .next()
+            .map_or_else(|| format!("user {uid}"), |(_, name)| name.clone())
+    }
+
     fn is_member(&self, uid: u32, gid: u32) -> bool {
         let names = self
             .names

@@ -17,7 +17,7 @@ use std::{
 use drill_runner::plan::{CheckKind, CheckPlan, MachinePlan, Plan, PointChoice, Ready};
 use jiff::Zoned;
 
-use super::{Moment, Wish};
+use super::{Moment, Wish, memory};
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult, v1},
     cli::at,
@@ -67,12 +67,14 @@ fn look(engine: &Weak<Engine>, known: &mut BTreeMap<String, Remembered>) -> bool
     let Some(engine) = engine.upgrade() else {
         return false;
     };
-    let machines = engine.machine_list();
+    let mut machines = engine.machine_list();
     known.retain(|id, _| machines.iter().any(|machine| machine.id == *id));
     for machine in &machines {
         let remembered = known.entry(machine.id.clone()).or_default();
         settle(&engine, machine, remembered);
     }
+    // Whose drill is the longest ago comes first: nobody waits for ever for one that is always due.
+    machines.sort_by_key(|machine| known.get(&machine.id).map_or(0, |one| one.ended_ns));
     for machine in machines {
         let running = known.values().filter(|one| one.job.is_some()).count();
         let Some(remembered) = known.get_mut(&machine.id) else {
@@ -104,6 +106,8 @@ fn look(engine: &Weak<Engine>, known: &mut BTreeMap<String, Remembered>) -> bool
                         .map(|next| (calendar.to_string(), next));
                 }
                 remembered.job = Some(job);
+                // The next one begins when it is known what this one takes.
+                break;
             }
             // It is another machine's to hold.
             Ok(None) => {}
@@ -214,13 +218,17 @@ fn begin(
     }
     let limits = &engine.config.drills;
     if running >= limits.parallel {
-        return later(format!("{running} drills run already"));
+        return later(match running {
+            0 => "drills.parallel is 0: none is held".into(),
+            1 => "a drill of another machine runs".into(),
+            more => format!("{more} drills of other machines run"),
+        });
     }
     if !limits.window.holds(&Zoned::now()) {
         return later(format!("drills may begin in {} only", limits.window));
     }
-    let needed: u64 = plan.machines.iter().map(|one| memory_of(engine, one)).sum();
-    let free = free_memory().unwrap_or(u64::MAX);
+    let needed = memory::wanted(engine, &plan);
+    let free = memory::free(engine);
     if free < needed.saturating_add(limits.reserve_memory) {
         let [free, needed, reserve] = [free, needed, limits.reserve_memory].map(format_size);
         return later(format!(
@@ -287,27 +295,4 @@ fn moment(plan: &Plan) -> ApiResult<Moment> {
             Moment::Random(parse(from)?.oldest(), parse(to)?.newest())
         }
     })
-}
-
-/// The memory a machine of a plan will have, bytes; 0 where that is not known.
-fn memory_of(engine: &Engine, plan: &MachinePlan) -> u64 {
-    if let Some(memory) = plan.memory {
-        return memory;
-    }
-    let known = || {
-        let harbor = engine.machine(&plan.name).ok()?.harbor();
-        let xml = harbor.xml(harbor.newest_point()?.xml?).ok()?;
-        libvirt_driver::takeover_xml::memory_bytes(&xml)
-    };
-    known().unwrap_or(0)
-}
-
-/// The memory that programs of the host can have without any being pushed out.
-fn free_memory() -> Option<u64> {
-    let about = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = about
-        .lines()
-        .find(|line| line.starts_with("MemAvailable:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    kib.checked_mul(1024)
 }

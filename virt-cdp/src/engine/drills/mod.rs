@@ -8,6 +8,7 @@
 
 pub(crate) mod auto;
 mod group;
+mod memory;
 mod proofs;
 mod record;
 mod recycle;
@@ -37,7 +38,7 @@ use drill_runner::{
 use self::{proofs::Proofs, record::Record, stage::DrillStage};
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult, v1},
-    daemon::peer::Peer,
+    daemon::peer::{Accounts, Peer},
     engine::{Engine, guard, jobs::JobHandle, machine::now, messages},
 };
 
@@ -61,6 +62,8 @@ pub(crate) struct Drills {
 /// A drill that runs, or that was kept.
 pub(crate) struct Running {
     is_cancelled: AtomicBool,
+    /// What its machines may take, bytes.
+    memory: u64,
     live: Mutex<Option<Report>>,
     kept: Mutex<Option<Kept>>,
 }
@@ -239,7 +242,7 @@ impl Engine {
         let id = new_id()?;
         let asked_by = match wish.asker {
             None => "virtcdpd".to_owned(),
-            Some(peer) => shown::user(peer.uid),
+            Some(peer) => Accounts::read().user(peer.uid),
         };
         let record = Record {
             id: id.clone(),
@@ -253,6 +256,7 @@ impl Engine {
         record.save(&drills.dir)?;
         let running = Arc::new(Running {
             is_cancelled: AtomicBool::new(false),
+            memory: memory::wanted(self, &wish.plan),
             live: Mutex::default(),
             kept: Mutex::default(),
         });

@@ -28,17 +28,6 @@ pub(super) fn live(report: &Report) -> String {
     serde_json::to_string(&report).unwrap_or_default()
 }
 
-/// The name of a user, or the number where there is none.
-pub(super) fn user(uid: u32) -> String {
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == uid.to_string()).then(|| name.to_owned())
-    });
-    name.unwrap_or_else(|| format!("user {uid}"))
-}
-
 pub(super) fn list(drills: &Drills, request: &v1::ListDrillsRequest) -> ApiResult<v1::DrillList> {
     let limit = match request.limit {
         0 => LISTED,
