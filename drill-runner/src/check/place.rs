@@ -8,7 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::bound::Bound;
 use crate::stage::Guest;
+
+/// How often it is looked whether an address is known by now.
+const ADDRESS_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where a check runs.
 #[derive(Clone, Copy)]
@@ -46,6 +50,8 @@ pub struct Facts {
     pub age_ms: Option<u64>,
     /// Whether the machine has a channel for a guest agent.
     pub has_agent_channel: bool,
+    /// Whether a network card of it is in one of the drill's networks.
+    pub has_network: bool,
 }
 
 /// The time of a drill.
@@ -64,6 +70,18 @@ impl Clock {
 }
 
 impl Place<'_> {
+    /// The [addresses](Self::addresses), as soon as one is known; none after `time`, or where there is no network.
+    pub(super) fn addresses_within(&self, bound: &Bound<'_>, time: Duration) -> Vec<IpAddr> {
+        let until = Instant::now() + time.min(bound.left());
+        loop {
+            let known = self.addresses();
+            let is_over = !self.facts.has_network || Instant::now() >= until;
+            if !known.is_empty() || is_over || !bound.nap(ADDRESS_PAUSE) {
+                return known;
+            }
+        }
+    }
+
     /// Addresses in the order in which they are tried; link-local ones are left out, as they say nothing without a card.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
         let mut all = self.guest.addresses();

@@ -19,6 +19,7 @@ use super::{
     bound::Bound,
     place::millis,
     process::{Ended, Program},
+    script::ADDRESS_WAIT,
     seen::{Come, Seen, quote},
 };
 
@@ -77,7 +78,7 @@ fn request(
         "drill": facts.drill,
         "machine": facts.machine,
         "domain": facts.domain,
-        "addresses": place.addresses(),
+        "addresses": place.addresses_within(bound, ADDRESS_WAIT),
         "point": { "id": facts.point, "time": facts.point_time, "age_ms": facts.age_ms },
         "volumes": volumes,
         "settings": settings,

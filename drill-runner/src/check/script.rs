@@ -2,10 +2,13 @@
 //!
 //! What it is told stands in its environment: [`environment`].
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use super::{Place, bound::Bound, process::Program, seen::Seen, words};
 use crate::plan::Pattern;
+
+/// How long a program is held back for the first address of the machine: a boot that has finished may have none yet.
+pub(super) const ADDRESS_WAIT: Duration = Duration::from_secs(5);
 
 /// Runs it once.
 pub(super) fn attempt(
@@ -19,7 +22,7 @@ pub(super) fn attempt(
     let program = Program::new(path, place)
         .owned_by(place.run_as)
         .with(|command| {
-            command.args(args).envs(environment(place));
+            command.args(args).envs(environment(place, bound));
         });
     let ended = match program.run(false, bound) {
         Ok(ended) => ended,
@@ -51,10 +54,11 @@ pub(super) fn judge(
 }
 
 /// What a program is told: variables and their values.
-fn environment(place: &Place<'_>) -> Vec<(String, String)> {
+fn environment(place: &Place<'_>, bound: &Bound<'_>) -> Vec<(String, String)> {
     let facts = place.facts;
     let volumes = place.guest.volumes();
-    let addresses: Vec<String> = place.addresses().iter().map(ToString::to_string).collect();
+    let addresses = place.addresses_within(bound, ADDRESS_WAIT);
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let targets: Vec<&str> = volumes.iter().map(|one| one.target.as_str()).collect();
     let mut all = vec![
         ("DRILL".to_owned(), facts.drill.clone()),

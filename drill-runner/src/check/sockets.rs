@@ -2,7 +2,7 @@
 //!
 //! Invariant: the cause that is told is that of the best address.
 
-use std::{io, net::IpAddr, time::Duration};
+use std::{io, net::IpAddr};
 
 use tokio::task::JoinSet;
 
@@ -14,8 +14,6 @@ use super::{
 
 /// How many addresses of a machine are looked at.
 const ADDRESSES_MAX: usize = 8;
-/// How often it is looked whether an address is known by now.
-const ADDRESS_PAUSE: Duration = Duration::from_millis(20);
 
 /// Looks at every address, as soon as one is known; `doing` says what did not happen if the time is over.
 pub(super) fn at_each<F>(
@@ -27,13 +25,13 @@ pub(super) fn at_each<F>(
 where
     F: Future<Output = Seen> + Send + 'static,
 {
-    let mut addresses = place.addresses();
-    while addresses.is_empty() && bound.nap(ADDRESS_PAUSE) {
-        addresses = place.addresses();
-    }
+    let mut addresses = place.addresses_within(bound, bound.left());
     addresses.truncate(ADDRESSES_MAX);
     let Some(best) = addresses.first().copied() else {
-        return Seen::not_yet("its address is not known yet");
+        return match place.facts.has_network {
+            true => Seen::not_yet("its address is not known yet"),
+            false => Seen::never("no network card of it is in a network of the drill"),
+        };
     };
     let mut of_best = None;
     let all = async {

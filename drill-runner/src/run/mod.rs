@@ -400,6 +400,7 @@ impl Drill<'_> {
                 .unwrap_or_default(),
             age_ms: point.map(|(_, age)| age),
             has_agent_channel: member.has_agent,
+            has_network: member.cards.iter().any(|card| card.segment.is_some()),
         }
     }
 

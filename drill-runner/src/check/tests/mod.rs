@@ -96,6 +96,7 @@ impl Scene {
                 point_time: "2026-11-27T03:10:00Z".into(),
                 age_ms: Some(1500),
                 has_agent_channel: true,
+                has_network: true,
             },
             plugins: PathBuf::from("/nowhere"),
             run_as: None,

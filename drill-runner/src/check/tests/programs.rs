@@ -129,6 +129,27 @@ fn exit_code_and_output_must_be_right() {
 }
 
 #[test]
+fn a_script_waits_for_the_first_address_and_not_for_ever() {
+    let folder = folder();
+    let scene = Scene::new();
+    scene.machine.addresses.lock().unwrap().clear();
+    let kind = script(&folder, "echo \"at $VIRT_CDP_ADDRESS.\"");
+    let report = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(200));
+            *scene.machine.addresses.lock().unwrap() = vec!["192.0.2.7".parse().unwrap()];
+        });
+        scene.run(&once(kind.clone(), 5000))
+    });
+    assert_eq!(report.attempts[0].output, "at 192.0.2.7.\n");
+    scene.machine.addresses.lock().unwrap().clear();
+    let began = Instant::now();
+    let report = scene.run(&once(kind, 20_000));
+    assert_eq!(report.attempts[0].output, "at .\n");
+    assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
 fn a_script_that_is_not_there_is_no_fault_of_the_machine() {
     let kind = CheckKind::Script {
         path: "/nowhere/check.sh".into(),

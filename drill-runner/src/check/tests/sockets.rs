@@ -105,18 +105,37 @@ fn an_address_that_becomes_known_is_used() {
     let port = serve(drop);
     let scene = Scene::new();
     scene.machine.addresses.lock().unwrap().clear();
-    let mut plan = once(tcp(port, None), 1000);
-    plan.attempts = None;
-    plan.interval = Duration::from_millis(50);
     let report = thread::scope(|scope| {
         scope.spawn(|| {
             thread::sleep(Duration::from_millis(200));
             *scene.machine.addresses.lock().unwrap() = vec!["127.0.0.1".parse().unwrap()];
         });
-        scene.run(&plan)
+        scene.run(&once(tcp(port, None), 5000))
     });
-    assert_eq!(report.verdict, Verdict::Proved);
-    assert_eq!(report.attempts[0].saw, "its address is not known yet");
+    assert_eq!(
+        (report.verdict, report.attempts_total),
+        (Verdict::Proved, 1)
+    );
+    let at = report.ended_ms.unwrap() - report.started_ms.unwrap();
+    assert!((200..1000).contains(&at), "{at} ms");
+
+    scene.machine.addresses.lock().unwrap().clear();
+    let report = scene.run(&once(tcp(port, None), 100));
+    assert_eq!(report.why, "its address is not known yet");
+}
+
+#[test]
+fn a_machine_without_a_network_is_not_waited_for() {
+    let mut scene = Scene::new();
+    scene.facts.has_network = false;
+    scene.machine.addresses.lock().unwrap().clear();
+    let mut plan = once(CheckKind::Ping, 20_000);
+    plan.attempts = None;
+    let began = std::time::Instant::now();
+    let report = scene.run(&plan);
+    assert_eq!(report.verdict, Verdict::Failed);
+    assert!(report.why.contains("no network card"), "{}", report.why);
+    assert!(began.elapsed() < Duration::from_secs(5));
 }
 
 #[test]
