@@ -63,6 +63,15 @@ pub trait Guest: Send + Sync {
     /// # Errors
     /// [`StageError::Refused`] where it has no screen.
     fn screenshot(&self) -> Result<Vec<u8>, StageError>;
+    /// What its screen says, where that is one of text: letters, row after row without line ends. None where that is not
+    /// known; anything where the screen is not one of text.
+    fn screen_text(&self) -> Option<String> {
+        None
+    }
+    /// How many bytes it has read of its disks; none where that is not known, or its kernel does not come from them.
+    fn disk_reads(&self) -> Option<u64> {
+        None
+    }
     /// The file its console goes to; none where it has none.
     fn console(&self) -> Option<PathBuf>;
     /// Its volumes, read-only, as they were at the point.
@@ -120,6 +129,8 @@ pub struct Brought {
     pub cards: Vec<Card>,
     /// Whether it has a channel for a guest agent.
     pub has_agent: bool,
+    /// Whether the agent of its original answers, so that its own must.
+    pub agent_is_expected: bool,
     /// Sentences: what of the original could not come along.
     pub dropped: Vec<String>,
 }

@@ -92,6 +92,27 @@ fn drills_have_the_same_addresses_side_by_side_and_leave_nothing() {
     made[0]
         .reach("default", "10.7.0.6".parse().unwrap(), 24)
         .unwrap();
+    // An address that turns out to be a guest's is not ours any more.
+    let answers = |port: u16, ip: &str| {
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| {
+                made[0].enter().unwrap();
+                TcpListener::bind((ip, port)).is_ok()
+            });
+            asked.join().unwrap()
+        })
+    };
+    assert!(answers(7778, "192.168.122.1") && answers(7778, "10.7.0.254"));
+    for (guest, ours) in [
+        ("192.168.122.1", "192.168.122.254"),
+        ("10.7.0.254", "10.7.0.253"),
+    ] {
+        made[0]
+            .reach("default", guest.parse().unwrap(), 24)
+            .unwrap();
+        assert!(!answers(7778, guest), "{guest} is the guest's");
+        assert!(answers(7778, ours), "{ours} is ours");
+    }
     assert!(
         made[0]
             .reach("other", "10.7.0.6".parse().unwrap(), 24)

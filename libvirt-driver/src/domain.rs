@@ -253,6 +253,29 @@ impl Domain {
         Ok((info.nr_virt_cpu, info.memory.saturating_mul(1024)))
     }
 
+    /// Returns how many bytes it has read of all of its disks; none where its kernel is not on one of them, but the host's.
+    ///
+    /// # Errors
+    /// Those of [`Domain::disks`]; [`ErrorKind::DomainOff`].
+    pub fn disk_reads(&self) -> Result<Option<u64>> {
+        let xml = self.xml_now()?;
+        let root = crate::xml_tree::parse_domain(&xml)?;
+        if root
+            .get_child("os")
+            .is_some_and(|os| os.get_child("kernel").is_some())
+        {
+            return Ok(None);
+        }
+        let mut sum = 0_u64;
+        for disk in parse_disks(&xml)? {
+            let stats = self.virt()?.block_stats(&disk.target);
+            let stats =
+                stats.map_err(|error| self.error("read the counters of the disks of", error))?;
+            sum = sum.saturating_add(u64::try_from(stats.rd_bytes).unwrap_or(0));
+        }
+        Ok(Some(sum))
+    }
+
     /// Returns how much memory of the host its process has, in bytes.
     ///
     /// # Errors

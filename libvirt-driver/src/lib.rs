@@ -26,7 +26,8 @@ mod xml_tree;
 
 pub mod agent;
 pub mod monitor;
-pub mod screenshot;
+pub mod screen_text;
+mod screenshot;
 
 pub mod takeover_xml;
 

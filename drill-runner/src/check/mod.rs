@@ -29,6 +29,7 @@ mod ready;
 mod screen;
 mod script;
 mod sockets;
+mod stuck;
 mod tcp;
 
 #[cfg(test)]
@@ -38,5 +39,5 @@ pub use console::plain_text;
 pub use ping::answers as answers_ping;
 pub use place::{Clock, Facts, Place};
 pub use ready::{SCREEN_INSTEAD_OF_AGENT, Sign, wait_ready};
-pub use series::run;
+pub use series::{run, seen_before};
 pub use words::expects;

@@ -25,6 +25,8 @@ pub struct Place<'a> {
     pub run_as: Option<(u32, u32)>,
     /// The folder of plugins, `checks.d`.
     pub plugins: &'a Path,
+    /// An empty directory of the drill's own, for files.
+    pub dir: &'a Path,
     /// When the drill began: all `*_ms` count from there.
     pub clock: Clock,
     /// True once somebody has broken the drill off.
@@ -50,6 +52,8 @@ pub struct Facts {
     pub age_ms: Option<u64>,
     /// Whether the machine has a channel for a guest agent.
     pub has_agent_channel: bool,
+    /// Whether the agent of the original answers, so that this one's must.
+    pub agent_is_expected: bool,
     /// Whether a network card of it is in one of the drill's networks.
     pub has_network: bool,
 }

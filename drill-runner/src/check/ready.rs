@@ -1,7 +1,9 @@
 //! When the boot of a machine counts as finished: the sign that is waited for, and the check `boot`.
 //!
 //! Signs are watched by turns. With [`Ready::Auto`] a machine with a channel for an agent is ready when the agent answers;
-//! a guest may have none, and so the screen is watched, too, and counts after [`SCREEN_INSTEAD_OF_AGENT`].
+//! a guest may have none, and so the screen is watched, too, and counts after [`SCREEN_INSTEAD_OF_AGENT`], unless the
+//! original's agent is known to answer. A screen that stands still is a weak sign: it does not count where the machine is
+//! seen to be [stuck] before its system.
 //!
 //! Invariant: every sign is told once, when it is seen first.
 
@@ -17,7 +19,7 @@ use super::{
     exec, ping,
     screen::Screen,
     seen::{Come, Seen, quote},
-    words,
+    stuck, words,
 };
 use crate::{
     plan::Ready,
@@ -72,28 +74,17 @@ impl fmt::Display for Sign {
 /// Why it does not, in a sentence without a full stop: the deadline is over, the machine is off, or the drill was broken off.
 pub fn wait_ready(
     ready: &Ready,
-    has_agent_channel: bool,
     deadline: Duration,
     place: &Place<'_>,
     told: &mut dyn FnMut(Sign),
 ) -> Result<Sign, String> {
     let bound = Bound::new(place, deadline, true);
-    wait(
-        ready,
-        has_agent_channel,
-        SCREEN_INSTEAD_OF_AGENT,
-        place,
-        &bound,
-        told,
-    )
-    .map_err(|seen| seen.saw)
+    wait(ready, SCREEN_INSTEAD_OF_AGENT, place, &bound, told).map_err(|seen| seen.saw)
 }
 
 /// The check `boot`.
 pub(super) fn attempt(ready: &Ready, place: &Place<'_>, bound: &Bound<'_>) -> Seen {
-    let has_agent = place.facts.has_agent_channel;
-    let instead = SCREEN_INSTEAD_OF_AGENT;
-    match wait(ready, has_agent, instead, place, bound, &mut |_| {}) {
+    match wait(ready, SCREEN_INSTEAD_OF_AGENT, place, bound, &mut |_| {}) {
         Ok(sign) => Seen::passed(sign.to_string()),
         Err(seen) => seen,
     }
@@ -102,13 +93,12 @@ pub(super) fn attempt(ready: &Ready, place: &Place<'_>, bound: &Bound<'_>) -> Se
 /// Waits within a bound; a screen that stands still will do in an agent's place after `instead`.
 pub(super) fn wait(
     ready: &Ready,
-    has_agent_channel: bool,
     instead: Duration,
     place: &Place<'_>,
     bound: &Bound<'_>,
     told: &mut dyn FnMut(Sign),
 ) -> Result<Sign, Seen> {
-    let mut watch = Watch::new(ready, has_agent_channel, instead, place);
+    let mut watch = Watch::new(ready, instead, place);
     loop {
         if bound.stop().is_some() {
             return Err(watch.why_not(bound));
@@ -128,7 +118,8 @@ pub(super) fn wait(
 struct Watch<'a> {
     ready: &'a Ready,
     has_agent_channel: bool,
-    instead: Duration,
+    /// When a screen will do in the agent's place; none: never.
+    instead: Option<Duration>,
     began: Instant,
     runs: bool,
     paused: Option<String>,
@@ -136,6 +127,7 @@ struct Watch<'a> {
     screen_due: Instant,
     is_still: bool,
     screen_trouble: Option<String>,
+    stuck: Option<String>,
     agent_due: Instant,
     agent_trouble: Option<String>,
     ping_trouble: Option<String>,
@@ -144,17 +136,12 @@ struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    fn new(
-        ready: &'a Ready,
-        has_agent_channel: bool,
-        instead: Duration,
-        place: &Place<'_>,
-    ) -> Self {
+    fn new(ready: &'a Ready, instead: Duration, place: &Place<'_>) -> Self {
         let now = Instant::now();
         Self {
             ready,
-            has_agent_channel,
-            instead,
+            has_agent_channel: place.facts.has_agent_channel,
+            instead: (!place.facts.agent_is_expected).then_some(instead),
             began: now,
             runs: false,
             paused: None,
@@ -162,6 +149,7 @@ impl<'a> Watch<'a> {
             screen_due: now,
             is_still: false,
             screen_trouble: None,
+            stuck: None,
             agent_due: now,
             agent_trouble: None,
             ping_trouble: None,
@@ -206,8 +194,12 @@ impl<'a> Watch<'a> {
             Ready::Auto if !self.has_agent_channel => self.screen(place).then_some(Sign::Screen),
             Ready::Auto => match self.agent(place, bound) {
                 Some(sign) => Some(sign),
-                None => (self.screen(place) && self.began.elapsed() >= self.instead)
-                    .then_some(Sign::ScreenWithoutAgent),
+                None => {
+                    let is_time = self
+                        .instead
+                        .is_some_and(|time| self.began.elapsed() >= time);
+                    (self.screen(place) && is_time).then_some(Sign::ScreenWithoutAgent)
+                }
             },
         })
     }
@@ -259,7 +251,9 @@ impl<'a> Watch<'a> {
         self.is_still = match place.guest.screenshot() {
             Ok(png) => {
                 self.screen_trouble = None;
-                self.screen.shows(&png, Instant::now())
+                let is_still = self.screen.shows(&png, Instant::now());
+                self.stuck = is_still.then(|| stuck::why(place.guest)).flatten();
+                is_still && self.stuck.is_none()
             }
             Err(error) => {
                 self.screen_trouble = Some(error.to_string());
@@ -284,6 +278,10 @@ impl<'a> Watch<'a> {
                 "its screen did not come to a standstill",
                 self.screen_trouble.clone(),
             ),
+            Ready::Auto if self.instead.is_none() => (
+                "its guest agent did not answer, which the original's does",
+                self.agent_trouble.clone(),
+            ),
             Ready::Auto => (
                 "its guest agent did not answer and its screen did not come to a standstill",
                 self.agent_trouble
@@ -305,6 +303,8 @@ impl<'a> Watch<'a> {
         let mut seen = Seen::stopped(bound, what);
         if let Some(why) = &self.paused {
             seen.saw = format!("{}; its CPUs stand still: {why}", seen.saw);
+        } else if let Some(why) = &self.stuck {
+            seen.saw = format!("{}; {why}", seen.saw);
         } else if let Some(why) = detail {
             seen.saw = format!("{}: {why}", seen.saw);
         }

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Place, attempt,
+    Place, Sign, attempt,
     bound::{Bound, Stop, time_words},
     place::millis,
     seen::{Come, Seen, off},
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     outcome::{ATTEMPTS_KEPT, Attempt, CheckReport, Verdict},
-    plan::{CheckKind, CheckPlan},
+    plan::{CheckKind, CheckPlan, Ready},
     stage::Life,
 };
 
@@ -42,6 +42,17 @@ pub fn run(plan: &CheckPlan, place: &Place<'_>, told: &mut dyn FnMut(&CheckRepor
     report.why = why;
     report.ended_ms = Some(place.clock.now_ms());
     told(&report);
+    report
+}
+
+/// The report of a check of the boot where that has been waited for already, with the sign it finished with.
+#[must_use]
+pub fn seen_before(mut report: CheckReport, ready: &Ready, sign: Sign, at_ms: u64) -> CheckReport {
+    report.expects = words::expects(&CheckKind::Boot(ready.clone()));
+    (report.verdict, report.why) = (Verdict::Proved, String::new());
+    (report.started_ms, report.ended_ms) = (Some(at_ms), Some(at_ms));
+    let seen = Seen::passed(sign.to_string());
+    keep(&mut report, at_ms, Duration::ZERO, &seen);
     report
 }
 

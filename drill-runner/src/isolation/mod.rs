@@ -64,6 +64,9 @@ pub enum IsolationError {
         /// Why it was not.
         source: io::Error,
     },
+    /// A guest's subnet has no other address.
+    #[error("there is no address for the drill beside {0} in its subnet")]
+    NoRoom(IpAddr),
     /// There is no segment of that name.
     #[error("the drill has no network '{0}'")]
     NoSegment(String),
@@ -93,6 +96,8 @@ struct Placed {
     segment: Segment,
     bridge: String,
     subnets: Vec<Subnet>,
+    /// Addresses that guests have, as far as they are known.
+    guests: Vec<IpAddr>,
 }
 
 impl Isolation {
@@ -106,8 +111,17 @@ impl Isolation {
         let ear = ear.map_err(host("listen in the drill's network"))?;
         let mut placed = Vec::new();
         for (number, segment) in segments.iter().enumerate() {
-            let given = segment.gateways.iter();
-            let mut subnets: Vec<Subnet> = given.map(|(ip, len)| Subnet::new(*ip, *len)).collect();
+            let guests: Vec<IpAddr> = segment.guests.iter().map(|(_, ip)| *ip).collect();
+            // What a guest has is not ours, its networks' gateway neither.
+            let given = segment
+                .gateways
+                .iter()
+                .filter_map(|(ip, len)| match guests.contains(ip) {
+                    true => Subnet::beside(*ip, *len, &guests),
+                    false => Some(Subnet::new(*ip, *len)),
+                });
+            let mut subnets: Vec<Subnet> =
+                given.filter(|one| one.is_ipv4() || has_ipv6()).collect();
             if subnets.iter().all(|subnet| !subnet.is_ipv4()) {
                 subnets.push(Subnet::stand_in(number));
             }
@@ -115,6 +129,7 @@ impl Isolation {
                 segment: segment.clone(),
                 bridge: format!("br{number}"),
                 subnets,
+                guests,
             });
         }
         let mut isolation = Self {
@@ -147,7 +162,10 @@ impl Isolation {
             ip(&batch)?;
             for placed in &segments {
                 // So that a guest that is not there yet is looked for again at once.
-                for family in ["ipv4", "ipv6"] {
+                for family in ["ipv4", "ipv6"]
+                    .into_iter()
+                    .filter(|one| *one == "ipv4" || has_ipv6())
+                {
                     let key = format!("{family}/neigh/{}/retrans_time_ms", placed.bridge);
                     set(&key, "200")?;
                 }
@@ -207,24 +225,21 @@ impl Isolation {
             .ok_or_else(|| IsolationError::NoSegment(segment.to_owned()))
     }
 
-    /// Makes a guest's address reachable: where the segment has no subnet that holds it, one is added.
+    /// Makes a guest's address reachable: where the segment has no subnet that holds it, one is added; where it is ours, we
+    /// have another one from now on, so that nothing of ours answers for the guest.
     ///
     /// # Errors
-    /// There is no such segment, or the address cannot be set.
+    /// There is no such segment, the address cannot be set, or there is no other address in the guest's subnet.
     pub fn reach(&self, segment: &str, address: IpAddr, prefix: u8) -> Result<()> {
-        let (bridge, subnet) = {
-            let mut segments = self.lock();
-            let placed = segments.iter_mut().find(|one| one.segment.name == segment);
-            let placed = placed.ok_or_else(|| IsolationError::NoSegment(segment.to_owned()))?;
-            if placed.subnets.iter().any(|subnet| subnet.holds(address)) {
-                return Ok(());
-            }
-            let subnet = Subnet::beside(address, prefix);
-            placed.subnets.push(subnet);
-            (placed.bridge.clone(), subnet)
-        };
-        self.namespace
-            .run(|| ip(&format!("addr add {subnet} dev {bridge}\n")))?
+        // Held until it is done: who comes second finds it done.
+        let mut segments = self.lock();
+        let placed = segments.iter_mut().find(|one| one.segment.name == segment);
+        let placed = placed.ok_or_else(|| IsolationError::NoSegment(segment.to_owned()))?;
+        let batch = placed.make_room(address, prefix)?;
+        match batch.is_empty() {
+            true => Ok(()),
+            false => self.namespace.run(|| ip(&batch))?,
+        }
     }
 
     /// The addresses of guests that have shown themselves: by lease or by what they sent. MAC address and IP address, and
@@ -262,6 +277,32 @@ impl Drop for Isolation {
 }
 
 impl Placed {
+    /// Notes a guest's address; returns what `ip` is to do so that it can be reached.
+    fn make_room(&mut self, address: IpAddr, prefix: u8) -> Result<String> {
+        if !self.guests.contains(&address) {
+            self.guests.push(address);
+        }
+        let bridge = &self.bridge;
+        let mut batch = String::new();
+        let mut prefix = prefix;
+        if let Some(at) = self.subnets.iter().position(|one| one.own() == address) {
+            let ours = self.subnets.remove(at);
+            prefix = ours.prefix();
+            batch += &format!("addr del {ours} dev {bridge}\n");
+        }
+        if !self.subnets.iter().any(|subnet| subnet.holds(address)) {
+            match Subnet::beside(address, prefix, &self.guests) {
+                Some(subnet) => {
+                    batch += &format!("addr add {subnet} dev {bridge}\n");
+                    self.subnets.push(subnet);
+                }
+                None if batch.is_empty() => return Err(IsolationError::NoRoom(address)),
+                None => {}
+            }
+        }
+        Ok(batch)
+    }
+
     fn dhcp(&self) -> dhcp::Range<'_> {
         dhcp::Range {
             bridge: &self.bridge,
@@ -269,6 +310,11 @@ impl Placed {
             guests: &self.segment.guests,
         }
     }
+}
+
+/// Tells whether the host's kernel speaks IPv6.
+fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
 }
 
 /// Sets something of the network of the calling thread's namespace.

@@ -36,34 +36,46 @@ impl Subnet {
         Self::new(Ipv4Addr::new(10, 255, third, 1).into(), 24)
     }
 
-    /// The subnet of a guest's address, with another address in it for us: the highest that is not the guest's.
+    /// The subnet of a guest's address, with another address in it for us: the highest that none of `guests` has. None where
+    /// there is no other.
     #[must_use]
-    pub fn beside(guest: IpAddr, prefix: u8) -> Self {
-        let own = match guest {
-            IpAddr::V4(guest) => {
-                let bits = u32::from(prefix.min(32));
-                let hosts = u32::MAX.checked_shr(bits).unwrap_or(0);
-                let last = u32::from(guest) | hosts;
-                // The last of all is for broadcasts where there are enough.
-                let highest = if hosts > 1 { last - 1 } else { last };
-                let own = match highest == u32::from(guest) {
-                    true => highest.wrapping_sub(1),
-                    false => highest,
-                };
-                IpAddr::V4(Ipv4Addr::from(own))
-            }
-            IpAddr::V6(guest) => {
-                let bits = u32::from(prefix.min(128));
-                let hosts = u128::MAX.checked_shr(bits).unwrap_or(0);
-                let highest = u128::from(guest) | hosts;
-                let own = match highest == u128::from(guest) {
-                    true => highest.wrapping_sub(1),
-                    false => highest,
-                };
-                IpAddr::V6(Ipv6Addr::from(own))
-            }
+    pub fn beside(guest: IpAddr, prefix: u8, guests: &[IpAddr]) -> Option<Self> {
+        let subnet = Self::new(guest, prefix);
+        let (first, last) = subnet.hosts();
+        // So many are taken at most, and the guest's.
+        let mut free = (first..=last)
+            .rev()
+            .take(guests.len() + 2)
+            .map(|number| match guest {
+                IpAddr::V4(_) => {
+                    u32::try_from(number).map_or(guest, |number| Ipv4Addr::from(number).into())
+                }
+                IpAddr::V6(_) => Ipv6Addr::from(number).into(),
+            });
+        let own = free.find(|own| *own != guest && !guests.contains(own))?;
+        Some(Self { own, ..subnet })
+    }
+
+    /// The first and the last address that somebody may have, as numbers.
+    fn hosts(&self) -> (u128, u128) {
+        let (number, bits) = match self.own {
+            IpAddr::V4(own) => (u128::from(u32::from(own)), 32),
+            IpAddr::V6(own) => (u128::from(own), 128),
         };
-        Self::new(own, prefix)
+        let hosts = u128::MAX
+            .checked_shr(128 - bits + u32::from(self.prefix))
+            .unwrap_or(0);
+        let (first, last) = (number & !hosts, number | hosts);
+        // The ends are for the subnet itself and for broadcasts, where there are enough.
+        match hosts {
+            0 | 1 => (first, last),
+            _ => (first + 1, last - u128::from(self.is_ipv4())),
+        }
+    }
+
+    /// The bits of its prefix.
+    pub(super) fn prefix(&self) -> u8 {
+        self.prefix
     }
 
     /// True for IPv4.
@@ -118,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn we_are_beside_the_guest_in_its_subnet() {
+    fn we_are_beside_the_guests_in_their_subnet() {
         for (guest, prefix, own) in [
             ("192.168.1.7", 24, "192.168.1.254/24"),
             ("192.168.1.254", 24, "192.168.1.253/24"),
@@ -126,13 +138,18 @@ mod tests {
             ("10.0.0.1", 30, "10.0.0.2/30"),
             ("10.0.0.0", 31, "10.0.0.1/31"),
             ("10.0.0.1", 31, "10.0.0.0/31"),
-            ("10.0.0.1", 32, "10.0.0.0/32"),
+            ("203.0.113.1", 0, "255.255.255.254/0"),
             ("fd00::1", 64, "fd00::ffff:ffff:ffff:ffff/64"),
         ] {
-            let subnet = Subnet::beside(ip(guest), prefix);
+            let subnet = Subnet::beside(ip(guest), prefix, &[]).unwrap();
             assert_eq!(subnet.to_string(), own, "{guest}/{prefix}");
-            assert!(prefix == 32 || subnet.holds(ip(guest)), "{guest}/{prefix}");
+            assert!(subnet.holds(ip(guest)), "{guest}/{prefix}");
         }
+        let others = ["192.168.1.254", "192.168.1.252", "192.168.1.253"].map(ip);
+        let subnet = Subnet::beside(ip("192.168.1.7"), 24, &others).unwrap();
+        assert_eq!(subnet.to_string(), "192.168.1.251/24");
+        assert_eq!(Subnet::beside(ip("10.0.0.1"), 32, &[]), None);
+        assert_eq!(Subnet::beside(ip("10.0.0.1"), 30, &[ip("10.0.0.2")]), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod check;
 mod raw;
+mod raw_check;
 mod short;
 mod write;
 

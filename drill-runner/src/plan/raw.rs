@@ -1,14 +1,14 @@
 //! A plan as it stands in its file, and what of that is right.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    BOOT_DEADLINE, CardPlan, CheckKind, CheckPlan, DEADLINE, FileSum, MACHINES_MAX, MachinePlan,
-    MomentCheck, NetworkPlan, Pattern, Plan, PlanError, PointChoice, Ready,
-    short::{plugin_name, sha256},
+    BOOT_DEADLINE, CardPlan, DEADLINE, MACHINES_MAX, MachinePlan, MomentCheck, NetworkPlan, Plan,
+    PlanError, PointChoice, Ready,
+    raw_check::{RawCheck, check},
 };
 use crate::units;
 
@@ -60,45 +60,21 @@ struct RawCard {
     network: Option<String>,
 }
 
-/// The keys of all types; which of them a type has is looked at when it is known.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawCheck {
-    #[serde(rename = "type")]
-    kind: Spanned<String>,
-    name: Option<String>,
-    deadline: Option<Spanned<String>>,
-    interval: Option<Spanned<String>>,
-    timeout: Option<Spanned<String>>,
-    attempts: Option<Spanned<u32>>,
-    port: Option<Spanned<i64>>,
-    banner: Option<Spanned<String>>,
-    path: Option<Spanned<String>>,
-    tls: Option<Spanned<bool>>,
-    host: Option<Spanned<String>>,
-    status: Option<Spanned<u16>>,
-    body: Option<Spanned<String>>,
-    args: Option<Spanned<Vec<String>>>,
-    exit_code: Option<Spanned<i32>>,
-    output: Option<Spanned<String>>,
-    command: Option<Spanned<String>>,
-    disks: Option<Spanned<Vec<String>>>,
-    files: Option<Spanned<BTreeMap<String, String>>>,
-    plugin: Option<Spanned<String>>,
-    settings: Option<Spanned<serde_json::Map<String, serde_json::Value>>>,
-    ready: Option<Spanned<String>>,
-}
+/// The longest name, bytes.
+const NAME_MAX: usize = 200;
+/// The shortest time that is one.
+const TIME_LEAST: Duration = Duration::from_millis(1);
 
 /// Something wrong, at a place in the text.
-struct Wrong {
-    at: usize,
-    what: String,
-    hint: String,
+pub(super) struct Wrong {
+    pub(super) at: usize,
+    pub(super) what: String,
+    pub(super) hint: String,
 }
 
-type Result<T> = std::result::Result<T, Wrong>;
+pub(super) type Result<T> = std::result::Result<T, Wrong>;
 
-fn wrong<T>(at: usize, what: impl Into<String>, hint: impl Into<String>) -> Result<T> {
+pub(super) fn wrong<T>(at: usize, what: impl Into<String>, hint: impl Into<String>) -> Result<T> {
     Err(Wrong {
         at,
         what: what.into(),
@@ -163,16 +139,19 @@ fn plan(raw: RawPlan, moment: MomentCheck<'_>) -> Result<Plan> {
                 .iter()
                 .map(|m| m.name.as_ref().as_str())
                 .collect();
-            all.join("+")
+            let mut name = all.join("+");
+            name.truncate(name.floor_char_boundary(NAME_MAX));
+            name
         }
     };
+    once(raw.networks.iter().map(|one| &one.name), "network")?;
     let networks = raw.networks.into_iter().map(network);
     let networks = networks.collect::<Result<Vec<_>>>()?;
     let machines = raw.machines.into_iter().map(machine);
     Ok(Plan {
         name,
         point,
-        deadline: duration(raw.deadline, DEADLINE)?,
+        deadline: some_duration(raw.deadline, DEADLINE)?,
         keep_on_failure: raw.keep_on_failure,
         machines: machines.collect::<Result<_>>()?,
         networks,
@@ -270,7 +249,7 @@ fn no_point(at: usize) -> Wrong {
 fn named(name: Spanned<String>, what: &str) -> Result<String> {
     let at = name.span().start;
     let name = name.into_inner();
-    let is_odd = name.is_empty() || name.len() > 200 || name.chars().any(char::is_control);
+    let is_odd = name.is_empty() || name.len() > NAME_MAX || name.chars().any(char::is_control);
     match is_odd {
         true => wrong(
             at,
@@ -279,6 +258,20 @@ fn named(name: Spanned<String>, what: &str) -> Result<String> {
         ),
         false => Ok(name),
     }
+}
+
+/// Checks that nothing is named twice.
+fn once<'a>(names: impl Iterator<Item = &'a Spanned<String>>, what: &str) -> Result<()> {
+    let mut known: Vec<String> = Vec::new();
+    for name in names {
+        let plain = name.as_ref().to_ascii_lowercase();
+        if known.contains(&plain) {
+            let twice = format!("{what} `{}` is there twice", name.as_ref());
+            return wrong(name.span().start, twice, "name each once");
+        }
+        known.push(plain);
+    }
+    Ok(())
 }
 
 fn duration(text: Option<Spanned<String>>, usual: Duration) -> Result<Duration> {
@@ -300,10 +293,10 @@ fn duration(text: Option<Spanned<String>>, usual: Duration) -> Result<Duration> 
 }
 
 /// As [`duration`], and not nothing.
-fn some_duration(text: Option<Spanned<String>>, usual: Duration) -> Result<Duration> {
+pub(super) fn some_duration(text: Option<Spanned<String>>, usual: Duration) -> Result<Duration> {
     let at = text.as_ref().map_or(0, |text| text.span().start);
     match duration(text, usual)? {
-        Duration::ZERO => wrong(at, "that is no time at all", "give at least \"1ms\""),
+        value if value < TIME_LEAST => wrong(at, "that is no time at all", "give at least \"1ms\""),
         value => Ok(value),
     }
 }
@@ -313,7 +306,7 @@ fn address(text: &Spanned<String>) -> Result<(IpAddr, u8)> {
         let ip: IpAddr = ip.parse().ok()?;
         let prefix: u8 = prefix.parse().ok()?;
         let most = if ip.is_ipv4() { 32 } else { 128 };
-        (prefix <= most).then_some((ip, prefix))
+        (1..=most).contains(&prefix).then_some((ip, prefix))
     });
     match parsed {
         Some(address) => Ok(address),
@@ -366,6 +359,7 @@ fn machine(raw: RawMachine) -> Result<MachinePlan> {
             "give 1 or more",
         );
     }
+    once(raw.cards.iter().map(|one| &one.card), "network card")?;
     let cards = raw.cards.into_iter().map(|card| {
         Ok(CardPlan {
             address: card.address.as_ref().map(address).transpose()?,
@@ -394,212 +388,6 @@ fn machine(raw: RawMachine) -> Result<MachinePlan> {
     })
 }
 
-fn ready(text: &Spanned<String>) -> Result<Ready> {
+pub(super) fn ready(text: &Spanned<String>) -> Result<Ready> {
     Ready::parse(text.as_ref()).or_else(|(what, hint)| wrong(text.span().start, what, hint))
-}
-
-/// The keys a type of check may have besides those that all have.
-fn keys(kind: &str) -> Option<&'static [&'static str]> {
-    Some(match kind {
-        "agent" | "ping" => &[],
-        "boot" => &["ready"],
-        "tcp" => &["port", "banner"],
-        "http" => &["port", "path", "tls", "host", "status", "body"],
-        "script" => &["path", "args", "exit_code", "output"],
-        "exec" => &["command", "exit_code", "output"],
-        "fsck" => &["disks"],
-        "files" => &["files"],
-        "plugin" => &["plugin", "settings"],
-        _ => return None,
-    })
-}
-
-impl RawCheck {
-    /// The keys that only some types have, and where they are.
-    fn given(&self) -> Vec<(&'static str, usize)> {
-        fn at<T>(key: &'static str, value: &Option<Spanned<T>>) -> Option<(&'static str, usize)> {
-            value.as_ref().map(|value| (key, value.span().start))
-        }
-        [
-            at("port", &self.port),
-            at("banner", &self.banner),
-            at("path", &self.path),
-            at("tls", &self.tls),
-            at("host", &self.host),
-            at("status", &self.status),
-            at("body", &self.body),
-            at("args", &self.args),
-            at("exit_code", &self.exit_code),
-            at("output", &self.output),
-            at("command", &self.command),
-            at("disks", &self.disks),
-            at("files", &self.files),
-            at("plugin", &self.plugin),
-            at("settings", &self.settings),
-            at("ready", &self.ready),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-}
-
-fn check(spanned: Spanned<RawCheck>) -> Result<CheckPlan> {
-    let start = spanned.span().start;
-    let raw = spanned.into_inner();
-    let kind_at = raw.kind.span().start;
-    let Some(known) = keys(raw.kind.as_ref()) else {
-        return wrong(
-            kind_at,
-            format!("there is no type of check `{}`", raw.kind.as_ref()),
-            "give agent, boot, ping, tcp, http, script, exec, fsck, files or plugin",
-        );
-    };
-    if let Some((key, at)) = raw
-        .given()
-        .into_iter()
-        .find(|(key, _)| !known.contains(key))
-    {
-        let hint = match known {
-            [] => "take it away".to_owned(),
-            known => format!("known here are {}", known.join(", ")),
-        };
-        let what = format!("a check of type `{}` has no `{key}`", raw.kind.as_ref());
-        return wrong(at, what, hint);
-    }
-    if let Some(attempts) = raw.attempts.as_ref().filter(|a| *a.as_ref() == 0) {
-        return wrong(
-            attempts.span().start,
-            "no attempt proves nothing",
-            "give 1 or more",
-        );
-    }
-    let missing = |key: &str| Wrong {
-        at: start,
-        what: format!("the check of type `{}` has no `{key}`", raw.kind.as_ref()),
-        hint: format!("add {key} = ..."),
-    };
-    let kind = match raw.kind.as_ref().as_str() {
-        "agent" => CheckKind::Agent,
-        "ping" => CheckKind::Ping,
-        "boot" => CheckKind::Boot(
-            raw.ready
-                .as_ref()
-                .map(ready)
-                .transpose()?
-                .unwrap_or_default(),
-        ),
-        "tcp" => CheckKind::Tcp {
-            port: port(raw.port.as_ref().ok_or_else(|| missing("port"))?)?,
-            banner: pattern(raw.banner.as_ref())?,
-        },
-        "http" => http(&raw)?,
-        "script" => {
-            let path = raw.path.as_ref().ok_or_else(|| missing("path"))?;
-            if !path.as_ref().starts_with('/') {
-                return wrong(
-                    path.span().start,
-                    format!("{:?} is no absolute path", path.as_ref().as_str()),
-                    "start it with /",
-                );
-            }
-            CheckKind::Script {
-                path: path.as_ref().into(),
-                args: raw.args.map(Spanned::into_inner).unwrap_or_default(),
-                exit_code: raw.exit_code.map_or(0, Spanned::into_inner),
-                output: pattern(raw.output.as_ref())?,
-            }
-        }
-        "exec" => CheckKind::Exec {
-            command: raw
-                .command
-                .as_ref()
-                .ok_or_else(|| missing("command"))?
-                .as_ref()
-                .clone(),
-            exit_code: raw.exit_code.map_or(0, Spanned::into_inner),
-            output: pattern(raw.output.as_ref())?,
-        },
-        "fsck" => CheckKind::Fsck {
-            disks: raw.disks.map(Spanned::into_inner).unwrap_or_default(),
-        },
-        "files" => {
-            let files = raw.files.as_ref().ok_or_else(|| missing("files"))?;
-            let at = files.span().start;
-            if files.as_ref().is_empty() {
-                return wrong(at, "there is no file in it", "give \"/path\" = \"SHA-256\"");
-            }
-            let sums = files.as_ref().iter().map(|(path, sum)| match sha256(sum) {
-                Ok(sha256) => Ok(FileSum {
-                    path: path.clone(),
-                    sha256,
-                }),
-                Err(what) => wrong(at, what, "take it from sha256sum"),
-            });
-            CheckKind::Files(sums.collect::<Result<_>>()?)
-        }
-        _ => {
-            let name = raw.plugin.as_ref().ok_or_else(|| missing("plugin"))?;
-            let at = name.span().start;
-            CheckKind::Plugin {
-                name: plugin_name(name.as_ref()).or_else(|what| {
-                    wrong(at, what, "name an executable in the folder of plugins")
-                })?,
-                settings: raw.settings.map(Spanned::into_inner).unwrap_or_default(),
-            }
-        }
-    };
-    let usual = CheckPlan::of(kind);
-    Ok(CheckPlan {
-        name: raw.name,
-        deadline: some_duration(raw.deadline, usual.deadline)?,
-        interval: some_duration(raw.interval, usual.interval)?,
-        timeout: some_duration(raw.timeout, usual.timeout)?,
-        attempts: raw.attempts.map(Spanned::into_inner),
-        kind: usual.kind,
-    })
-}
-
-fn http(raw: &RawCheck) -> Result<CheckKind> {
-    let tls = raw.tls.as_ref().is_some_and(|tls| *tls.as_ref());
-    let port = match &raw.port {
-        Some(number) => port(number)?,
-        None if tls => 443,
-        None => 80,
-    };
-    let path = raw.path.as_ref();
-    if let Some(path) = path.filter(|path| !path.as_ref().starts_with('/')) {
-        return wrong(
-            path.span().start,
-            format!("{:?} is no path", path.as_ref().as_str()),
-            "start it with /",
-        );
-    }
-    Ok(CheckKind::Http {
-        tls,
-        port,
-        path: path.map_or_else(|| "/".to_owned(), |path| path.as_ref().clone()),
-        host: raw.host.as_ref().map(|host| host.as_ref().clone()),
-        status: raw.status.as_ref().map(|status| *status.as_ref()),
-        body: pattern(raw.body.as_ref())?,
-    })
-}
-
-fn port(number: &Spanned<i64>) -> Result<u16> {
-    match u16::try_from(*number.as_ref()) {
-        Ok(0) | Err(_) => wrong(
-            number.span().start,
-            format!("{} is no port", number.as_ref()),
-            "give 1 to 65535",
-        ),
-        Ok(port) => Ok(port),
-    }
-}
-
-fn pattern(text: Option<&Spanned<String>>) -> Result<Option<Pattern>> {
-    let Some(text) = text else { return Ok(None) };
-    match Pattern::new(text.as_ref()) {
-        Ok(pattern) => Ok(Some(pattern)),
-        Err(what) => wrong(text.span().start, what, "correct the pattern"),
-    }
 }

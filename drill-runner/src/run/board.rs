@@ -17,6 +17,10 @@ use crate::{
 
 /// The most events that are kept of a machine.
 const EVENTS_MAX: usize = 500;
+/// The most addresses of a card that are told: a guest may announce any.
+const ADDRESSES_MAX: usize = 16;
+/// How much the pictures of all machines take in a report, bytes of base64: a report has its bounds.
+const PICTURES_MAX: usize = 24 << 20;
 
 /// The report in the making.
 pub struct Board<'a> {
@@ -30,6 +34,8 @@ struct Inner {
     machines: Vec<Arc<dyn Vm>>,
     ready: Vec<String>,
     settled: Vec<String>,
+    /// Addresses that were told, with the card's MAC address.
+    told: Vec<(String, String)>,
 }
 
 impl<'a> Board<'a> {
@@ -61,6 +67,7 @@ impl<'a> Board<'a> {
             machines: Vec::new(),
             ready: Vec::new(),
             settled: Vec::new(),
+            told: Vec::new(),
         };
         let board = Self {
             order,
@@ -158,16 +165,22 @@ impl<'a> Board<'a> {
 
     /// Notes an address that a card was seen with; returns whether it is news.
     pub(super) fn address(&self, name: &str, mac: &str, address: &str, how: &str) -> bool {
-        let noted = self.change(name, |machine| {
-            let card = machine.cards.iter_mut().find(|card| card.mac == mac);
-            let Some(card) = card.filter(|card| card.address != address) else {
-                return false;
-            };
-            // What was expected and is confirmed stays as it was learnt first.
-            let ip = |text: &str| text.split('/').next().unwrap_or_default().to_owned();
-            if ip(&card.address) == ip(address) {
+        let ip = |text: &str| text.split('/').next().unwrap_or_default().to_owned();
+        let news = (mac.to_owned(), ip(address));
+        {
+            let told = &mut self.lock().told;
+            let of_card = told.iter().filter(|(of, _)| of == mac).count();
+            if told.contains(&news) || of_card >= ADDRESSES_MAX {
                 return false;
             }
+            told.push(news);
+        }
+        let noted = self.change(name, |machine| {
+            let card = machine.cards.iter_mut().find(|card| card.mac == mac);
+            // What was expected and is confirmed stays as it was learnt first.
+            let Some(card) = card.filter(|card| ip(&card.address) != ip(address)) else {
+                return false;
+            };
             card.address = address.to_owned();
             card.learnt_from = how.to_owned();
             true
@@ -190,22 +203,25 @@ impl<'a> Board<'a> {
         found.flatten().unwrap_or_else(|| unmade("check", "", 0))
     }
 
-    /// The first check of a machine that did not pass, and why.
-    pub(super) fn failed_check(&self, name: &str) -> Option<(String, String)> {
+    /// What the checks of a machine that did not pass come to: the first that does not hold, else the first that could not
+    /// be made, which says nothing about the copy.
+    pub(super) fn failed_check(&self, name: &str) -> Option<Stopped> {
         self.see(name, |machine| {
-            let failed = machine.checks.iter().find(|check| {
-                matches!(
-                    check.verdict,
-                    Verdict::Failed | Verdict::Error | Verdict::Cancelled
-                )
-            });
-            failed.map(|check| (check.name.clone(), check.why.clone()))
+            let first = |verdict| machine.checks.iter().find(|check| check.verdict == verdict);
+            let failed = first(Verdict::Failed)
+                .or_else(|| first(Verdict::Error))
+                .or_else(|| first(Verdict::Cancelled));
+            failed.map(|check| (check.verdict, format!("{}: {}", check.name, check.why)))
         })?
     }
 
-    /// Adds a picture.
+    /// Adds a picture. Where they become too large together, those in the middle are left out.
     pub(super) fn picture(&self, name: &str, picture: Screenshot) {
-        self.change(name, |machine| machine.screenshots.push(picture));
+        let most = PICTURES_MAX / self.order.plan.machines.len().max(1);
+        self.change(name, |machine| {
+            machine.screenshots.push(picture);
+            fit(&mut machine.screenshots, most);
+        });
     }
 
     /// Notes what a machine wrote to its console.
@@ -309,6 +325,13 @@ impl<'a> Board<'a> {
     }
 }
 
+/// Leaves pictures out until the rest has no more than `most` bytes; the last one goes last.
+fn fit(pictures: &mut Vec<Screenshot>, most: usize) {
+    while pictures.iter().map(|one| one.png.len()).sum::<usize>() > most {
+        pictures.remove(pictures.len().saturating_sub(1) / 2);
+    }
+}
+
 /// A machine of which nothing is known yet.
 fn blank(plan: &MachinePlan, stage: &dyn Stage) -> MachineReport {
     let (point, data_age_ms, disks) = match stage.point(&plan.name) {
@@ -367,4 +390,33 @@ fn unmade(name: &str, kind: &str, deadline_ms: u64) -> CheckReport {
 
 fn now() -> String {
     format!("{:.9}", jiff::Timestamp::now())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_have_their_bounds_and_the_last_stays_longest() {
+        let picture = |at_ms: u64, bytes: usize| Screenshot {
+            at_ms,
+            what: "boot".into(),
+            sha256: String::new(),
+            width: 1,
+            height: 1,
+            png: "x".repeat(bytes),
+        };
+        let left = |sizes: &[usize], most: usize| {
+            let numbered = sizes.iter().enumerate();
+            let mut all: Vec<Screenshot> = numbered
+                .map(|(at, size)| picture(at as u64, *size))
+                .collect();
+            fit(&mut all, most);
+            all.iter().map(|one| one.at_ms).collect::<Vec<_>>()
+        };
+        assert_eq!(left(&[4, 4, 4], 12), [0, 1, 2]);
+        assert_eq!(left(&[4, 4, 4, 4, 4], 12), [0, 3, 4]);
+        assert_eq!(left(&[4, 10], 12), [1]);
+        assert!(left(&[20], 12).is_empty());
+    }
 }

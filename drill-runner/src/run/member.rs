@@ -19,6 +19,7 @@ pub(super) struct Member {
     pub(super) memory_bytes: Option<u64>,
     pub(super) cards: Vec<Card>,
     pub(super) has_agent: bool,
+    pub(super) agent_is_expected: bool,
     pub(super) dropped: Vec<String>,
     addresses: Mutex<Vec<Known>>,
 }
@@ -48,6 +49,7 @@ impl Member {
             memory_bytes: brought.memory_bytes,
             cards: brought.cards,
             has_agent: brought.has_agent,
+            agent_is_expected: brought.agent_is_expected,
             dropped: brought.dropped,
         }
     }
@@ -68,6 +70,15 @@ impl Member {
         known.sort_by_key(|one| (!one.ip.is_ipv4(), !one.is_certain));
     }
 
+    /// Notes that an address is another machine's.
+    pub(super) fn forget(&self, ip: IpAddr) {
+        let mut known = self
+            .addresses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        known.retain(|one| one.ip != ip);
+    }
+
     /// The card of a MAC address.
     pub(super) fn card(&self, mac: &str) -> Option<&Card> {
         self.cards.iter().find(|card| card.mac == mac)
@@ -85,6 +96,14 @@ impl Guest for Member {
 
     fn screenshot(&self) -> Result<Vec<u8>, StageError> {
         self.vm.screenshot()
+    }
+
+    fn screen_text(&self) -> Option<String> {
+        self.vm.screen_text()
+    }
+
+    fn disk_reads(&self) -> Option<u64> {
+        self.vm.disk_reads()
     }
 
     fn console(&self) -> Option<PathBuf> {

@@ -24,11 +24,11 @@ pub use board::Board;
 use member::Member;
 
 use crate::{
-    check::{self, Clock, Facts, Place},
+    check::{self, Clock, Facts, Place, Sign},
     isolation::{Isolation, MARKER},
     outcome::{CheckReport, Host, Recycling, Report, Verdict},
     plan::{CheckKind, CheckPlan, MachinePlan, Plan, Ready},
-    stage::{Brought, Stage, StageError, Vm},
+    stage::{Stage, StageError, Vm},
 };
 
 /// How often what may end a wait is looked at.
@@ -111,7 +111,8 @@ pub fn run(order: &Order<'_>, stage: &dyn Stage) -> Held {
     });
     let over = drill.over();
     let machines = board.machines();
-    if order.plan.keep_on_failure && board.has_failed() {
+    // Who breaks it off wants nothing kept.
+    if order.plan.keep_on_failure && board.has_failed() && !(order.is_cancelled)() {
         let recycling = Recycling {
             kept: true,
             ..Recycling::default()
@@ -155,6 +156,15 @@ fn remove(machines: &[Arc<dyn Vm>]) -> Vec<String> {
 
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Tells whether a check of the boot asks for no more than was waited for.
+fn is_known(plan: &MachinePlan, check: &CheckPlan, sign: Sign) -> bool {
+    let CheckKind::Boot(ready) = &check.kind else {
+        return false;
+    };
+    // CPUs that run say nothing of a boot.
+    *ready == plan.ready || (*ready == Ready::Auto && sign != Sign::Running)
 }
 
 struct Drill<'a> {
@@ -223,22 +233,23 @@ impl Drill<'_> {
             StageError::Host(what) => (Verdict::Error, format!("it could not be started: {what}")),
             other => (Verdict::Failed, format!("it could not be started: {other}")),
         })?;
-        let Brought { has_agent, .. } = brought;
         let member = Member::new(brought);
         board.brought(name, &member);
-        self.plug(&member)?;
-        let failed = |error: StageError| (Verdict::Failed, format!("it could not run: {error}"));
-        member.vm.go().map_err(failed)?;
+        self.plug(name, &member)?;
+        member.vm.go().map_err(|error| match error {
+            StageError::Host(what) => (Verdict::Error, format!("it could not run: {what}")),
+            other => (Verdict::Failed, format!("it could not run: {other}")),
+        })?;
         board.time(name, |times, now| times.running_ms = Some(now));
         board.event(name, "its CPUs run");
         let watched = watch::Watch::new(name, &member, board, self.isolation);
         let outcome = thread::scope(|scope| {
             let watcher = scope.spawn(|| watched.run(&|| self.over().is_some()));
             // Checks of the disks need no machine that runs.
-            let offline = self.checks(scope, plan, &member, true);
-            let ready = self.ready(plan, &member, has_agent);
+            let offline = self.checks(scope, plan, &member, None);
+            let ready = self.ready(plan, &member);
             let online = match &ready {
-                Ok(()) => self.checks(scope, plan, &member, false),
+                Ok(sign) => self.checks(scope, plan, &member, Some(*sign)),
                 Err(_) => Vec::new(),
             };
             for check in offline.into_iter().chain(online) {
@@ -256,9 +267,9 @@ impl Drill<'_> {
                 board.proved(name);
                 Ok(())
             }
-            Some((check, why)) => Err(match self.over() {
+            Some((verdict, why)) => Err(match self.over() {
                 Some((Verdict::Cancelled, why)) => (Verdict::Cancelled, why),
-                _ => (Verdict::Failed, format!("{check}: {why}")),
+                _ => (verdict, why),
             }),
         }
     }
@@ -278,7 +289,7 @@ impl Drill<'_> {
         self.wait(|| begin.elapsed() >= plan.delay)
     }
 
-    fn plug(&self, member: &Member) -> Result<(), Stopped> {
+    fn plug(&self, name: &str, member: &Member) -> Result<(), Stopped> {
         let failed = |what: String| (Verdict::Error, format!("its network cards: {what}"));
         let devices = member.vm.devices().map_err(|e| failed(e.to_string()))?;
         for card in &member.cards {
@@ -286,8 +297,9 @@ impl Drill<'_> {
                 continue;
             };
             if let Some((address, prefix, _)) = card.address {
-                let reached = self.isolation.reach(segment, address, prefix);
-                reached.map_err(|e| failed(e.to_string()))?;
+                if let Err(error) = self.isolation.reach(segment, address, prefix) {
+                    self.board.event(name, &error.to_string());
+                }
             }
             let device = devices.iter().find(|(mac, _)| *mac == card.mac);
             let Some((_, device)) = device else {
@@ -299,7 +311,7 @@ impl Drill<'_> {
         Ok(())
     }
 
-    fn ready(&self, plan: &MachinePlan, member: &Member, has_agent: bool) -> Result<(), Stopped> {
+    fn ready(&self, plan: &MachinePlan, member: &Member) -> Result<Sign, Stopped> {
         let (name, board) = (plan.name.as_str(), self.board);
         let over = || self.over().is_some();
         let facts = self.facts(plan, member);
@@ -308,7 +320,7 @@ impl Drill<'_> {
                 self.isolation.enter().map_err(|error| error.to_string())?;
                 let place = self.place(member, &facts, &over);
                 let deadline = plan.boot_deadline;
-                check::wait_ready(&plan.ready, has_agent, deadline, &place, &mut |_| {})
+                check::wait_ready(&plan.ready, deadline, &place, &mut |_| {})
             });
             waiter.join()
         });
@@ -318,7 +330,7 @@ impl Drill<'_> {
                 board.time(name, |times, now| times.ready_ms = Some(now));
                 board.event(name, &format!("its boot has finished: {sign}"));
                 board.ready(name);
-                Ok(())
+                Ok(sign)
             }
             Err(why) => match self.over() {
                 Some(over) => Err(over),
@@ -327,22 +339,32 @@ impl Drill<'_> {
         }
     }
 
-    /// Starts all checks of one sort, each on a thread of its own.
+    /// Starts all checks of one sort, each on a thread of its own: those that need a machine, once its boot has finished
+    /// with `sign`, or those that need none.
     fn checks<'s, 'e: 's>(
         &'e self,
         scope: &'s thread::Scope<'s, 'e>,
         plan: &'e MachinePlan,
         member: &'e Member,
-        offline: bool,
+        sign: Option<Sign>,
     ) -> Vec<thread::ScopedJoinHandle<'s, ()>> {
         let all = plan.checks.iter().enumerate();
-        let of_sort = all.filter(|(_, check)| check.kind.is_offline() == offline);
+        let of_sort = all.filter(|(_, check)| check.kind.is_offline() == sign.is_none());
         of_sort
-            .map(|(number, check)| scope.spawn(move || self.check(plan, member, number, check)))
+            .map(|(number, check)| {
+                scope.spawn(move || self.check(plan, member, number, check, sign))
+            })
             .collect()
     }
 
-    fn check(&self, plan: &MachinePlan, member: &Member, number: usize, check: &CheckPlan) {
+    fn check(
+        &self,
+        plan: &MachinePlan,
+        member: &Member,
+        number: usize,
+        check: &CheckPlan,
+        sign: Option<Sign>,
+    ) {
         let tell = |report: &CheckReport| self.board.check(&plan.name, number, report.clone());
         if let Err(error) = self.isolation.enter() {
             let mut report = self.board.check_of(&plan.name, number);
@@ -350,13 +372,14 @@ impl Drill<'_> {
             report.why = format!("the drill's network could not be entered: {error}");
             return tell(&report);
         }
-        if check.kind == CheckKind::Boot(Ready::Auto) {
-            // That is what was waited for before.
-            let mut report = self.board.check_of(&plan.name, number);
-            let now = self.board.now();
-            (report.verdict, report.why) = (Verdict::Proved, String::new());
-            (report.started_ms, report.ended_ms) = (Some(now), Some(now));
-            return tell(&report);
+        if let Some(sign) = sign.filter(|sign| is_known(plan, check, *sign)) {
+            let report = self.board.check_of(&plan.name, number);
+            return tell(&check::seen_before(
+                report,
+                &plan.ready,
+                sign,
+                self.board.now(),
+            ));
         }
         let facts = self.facts(plan, member);
         let over = || self.over().is_some();
@@ -400,6 +423,7 @@ impl Drill<'_> {
                 .unwrap_or_default(),
             age_ms: point.map(|(_, age)| age),
             has_agent_channel: member.has_agent,
+            agent_is_expected: member.agent_is_expected,
             has_network: member.cards.iter().any(|card| card.segment.is_some()),
         }
     }
@@ -415,6 +439,7 @@ impl Drill<'_> {
             facts,
             run_as: self.order.run_as,
             plugins: self.order.plugins,
+            dir: self.order.dir,
             clock: Clock { began: self.began },
             is_cancelled,
             marker: &self.marker,

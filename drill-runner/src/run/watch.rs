@@ -108,10 +108,14 @@ impl<'a> Watch<'a> {
     fn learn(&self) {
         for (mac, ip, how) in self.isolation.seen() {
             let is_local = matches!(ip, std::net::IpAddr::V6(ip) if ip.is_unicast_link_local());
-            if is_local || self.member.card(&mac).is_none() {
+            if is_local {
                 continue;
             }
-            self.member.learn(ip);
+            if self.member.card(&mac).is_none() {
+                // Another machine has it, now at least: what answers there says nothing about this one.
+                self.member.forget(ip);
+                continue;
+            }
             let prefix = if ip.is_ipv4() { 24 } else { 64 };
             self.note(&mac, ip, prefix, how);
         }
@@ -123,20 +127,22 @@ impl<'a> Watch<'a> {
         for (mac, ip, prefix) in &told {
             let is_local = matches!(ip, std::net::IpAddr::V6(ip) if ip.is_unicast_link_local());
             if !is_local && self.member.card(mac).is_some() {
-                self.member.learn(*ip);
                 self.note(mac, *ip, *prefix, "agent");
             }
         }
         told.iter().any(|(_, ip, _)| ip.is_ipv4())
     }
 
+    /// Notes an address that a card has.
     fn note(&self, mac: &str, ip: std::net::IpAddr, prefix: u8, how: &str) {
         let Some(segment) = self.member.card(mac).and_then(|card| card.segment.as_ref()) else {
             return;
         };
+        // Before anything is sent there: it may have been ours.
         if let Err(error) = self.isolation.reach(segment, ip, prefix) {
             tracing::debug!(%error, %ip, "an address of a drill cannot be reached");
         }
+        self.member.learn(ip);
         if ip.is_ipv4()
             && self
                 .board

@@ -3,11 +3,12 @@
 
 use xmltree::Element;
 
+use super::spec::TakeoverSpec;
 use crate::xml_tree::{Tree, element};
 
-pub(super) fn edit(domain: &mut Element, notes: &mut Vec<String>) {
+pub(super) fn edit(domain: &mut Element, spec: &TakeoverSpec, notes: &mut Vec<String>) {
     if let Some(devices) = domain.get_mut_child("devices") {
-        devices.retain(|device| keep_device(device, notes));
+        devices.retain(|device| keep_device(device, spec.is_isolated(), notes));
         devices.elements_mut().for_each(drop_alias);
     }
     domain.retain(|child| keep_option(child, notes));
@@ -23,7 +24,7 @@ fn drop_alias(device: &mut Element) {
     }
 }
 
-fn keep_device(device: &mut Element, notes: &mut Vec<String>) -> bool {
+fn keep_device(device: &mut Element, is_isolated: bool, notes: &mut Vec<String>) -> bool {
     let because = match device.name.as_str() {
         "hostdev" => format!("host device {}", describe_hostdev(device)),
         "filesystem" => {
@@ -71,6 +72,7 @@ fn keep_device(device: &mut Element, notes: &mut Vec<String>) -> bool {
                 device.attr("model").unwrap_or_default()
             )
         }
+        "vsock" if is_isolated => "vsock: leads to the host".to_owned(),
         "vsock" => {
             free_cid(device, notes);
             return true;

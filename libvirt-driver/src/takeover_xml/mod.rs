@@ -44,7 +44,7 @@ pub fn edit(xml_of_that_time: &str, spec: &TakeoverSpec) -> Result<Edited> {
     let targets = disks::edit(devices, &machine, spec, &mut notes)?;
     network::edit(devices, spec, &mut notes);
     ports::edit(devices, spec, &mut notes);
-    host_parts::edit(&mut domain, &mut notes);
+    host_parts::edit(&mut domain, spec, &mut notes);
     Ok(Edited {
         xml: to_text(&domain)?,
         dropped: notes,

@@ -15,7 +15,7 @@ pub(super) fn edit(devices: &mut Element, spec: &TakeoverSpec, notes: &mut Vec<S
         }
         "serial" | "parallel" => keep_port(device, notes),
         "channel" => keep_channel(device, notes),
-        "graphics" => keep_screen(device, notes),
+        "graphics" => keep_screen(device, spec.is_isolated(), notes),
         "audio" => {
             silence(device, notes);
             true
@@ -142,8 +142,8 @@ fn log_console(devices: &mut Element, path: &Path, notes: &mut Vec<String>) {
     }
 }
 
-/// Moves a screen to a free port on the loopback address.
-fn keep_screen(screen: &mut Element, notes: &mut Vec<String>) -> bool {
+/// Moves a screen to a free port on the loopback address, or, isolated, to where only libvirt leads.
+fn keep_screen(screen: &mut Element, is_isolated: bool, notes: &mut Vec<String>) -> bool {
     let kind = screen.attr("type").unwrap_or("unknown").to_owned();
     match kind.as_str() {
         "egl-headless" => return true,
@@ -160,9 +160,11 @@ fn keep_screen(screen: &mut Element, notes: &mut Vec<String>) -> bool {
     }
     let was = describe_listen(screen);
     if !was.is_empty() {
-        notes.push(format!(
-            "screen {kind}: was {was}, is a free port on 127.0.0.1 without a password now"
-        ));
+        let now = match is_isolated {
+            true => "is reached through libvirt only",
+            false => "is a free port on 127.0.0.1 without a password now",
+        };
+        notes.push(format!("screen {kind}: was {was}, {now}"));
     }
     for name in [
         "socket",
@@ -179,6 +181,13 @@ fn keep_screen(screen: &mut Element, notes: &mut Vec<String>) -> bool {
     }
     screen.remove_all("listen");
     screen.remove_all("channel");
+    if is_isolated {
+        // No port that any user of the host could open; virt-viewer --attach leads there.
+        screen.unset("port");
+        screen.unset("autoport");
+        screen.push(element("listen", &[("type", "none")]));
+        return true;
+    }
     screen.set("port", "-1");
     screen.set("autoport", "yes");
     screen.push(element(

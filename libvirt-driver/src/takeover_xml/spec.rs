@@ -27,6 +27,13 @@ pub struct TakeoverSpec {
     pub console_log: Option<PathBuf>,
 }
 
+impl TakeoverSpec {
+    /// Tells whether nothing of it is to be reached from the host but through libvirt.
+    pub(super) fn is_isolated(&self) -> bool {
+        matches!(self.network, NetworkChoice::Loose { .. })
+    }
+}
+
 /// What the network cards are plugged into.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetworkChoice {

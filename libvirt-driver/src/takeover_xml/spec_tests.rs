@@ -86,6 +86,11 @@ fn loose_cards_are_in_no_network_and_tell_what_they_were_in() {
         .filter(|device| device.name == "interface")
         .collect();
     assert_eq!(cards.len(), 2);
+    // Nor does anything else lead to the host.
+    let screen = devices.get_child("graphics").unwrap();
+    assert_eq!(screen.child_attr("listen", "type"), Some("none"));
+    assert!(screen.attr("port").is_none() && screen.attr("autoport").is_none());
+    assert!(!devices.has("vsock"));
     for card in &cards {
         assert_eq!(card.attr("type"), Some("ethernet"));
         assert!(!card.has("source") && !card.has("target"), "{card:?}");

@@ -399,3 +399,43 @@ fn ctrl_c_ends_a_drill_and_removes_it() {
     let list = daemon.json(&["drill-list"]);
     assert_eq!(list["drills"][0]["verdict"], "cancelled", "{list}");
 }
+
+#[test]
+fn a_firmware_that_finds_nothing_to_start_proves_nothing() {
+    if !needs_libvirt() {
+        return;
+    }
+    let daemon = Daemon::start();
+    let actor = Actor::start(&daemon, "empty", &[]);
+    let name = actor.name();
+    // From now on it is to boot from its disk, on which there is nothing to boot.
+    let configured = actor.guest.virsh(&["dumpxml", "--inactive", name]);
+    let is_kernels = |line: &&str| {
+        let tags = ["<kernel>", "<initrd>", "<cmdline>"];
+        !tags.iter().any(|tag| line.trim().starts_with(tag))
+    };
+    let xml: Vec<&str> = configured.lines().filter(is_kernels).collect();
+    let file = daemon.dir.join("empty.xml");
+    std::fs::write(&file, xml.join("\n")).expect("its XML");
+    actor
+        .guest
+        .virsh(&["define", file.to_str().expect("a plain path")]);
+    actor.guest.virsh(&["destroy", name]);
+    daemon.wait_state(name, "off", Duration::from_secs(30));
+    actor.guest.virsh(&["start", name]);
+    daemon.wait_state(name, "protected", Duration::from_secs(60));
+    let point = drill::point(&daemon, name);
+    let before = traces(&daemon, &[name]);
+    let plan = plan(
+        &daemon,
+        "empty",
+        &actor,
+        &point,
+        "boot_deadline = '10s'\n[[machine.check]]\ntype = 'boot'\n",
+    );
+    let (code, drill) = drill_one(&daemon, &[&plan]);
+    assert_eq!(code, 3, "{drill}");
+    let why = drill["machines"][0]["why"].as_str().expect("why");
+    assert!(why.contains("stands still in the firmware"), "{why}");
+    drill::wait_nothing_left(&daemon, &[name], &before);
+}

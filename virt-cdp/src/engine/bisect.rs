@@ -312,10 +312,7 @@ impl Bisection {
             reason: "bisect".into(),
             asker: Some(self.peer),
         };
-        let taken = vec![Taken {
-            machine: Arc::clone(&self.machine),
-            point: point.clone(),
-        }];
+        let taken = vec![Taken::new(Arc::clone(&self.machine), point.clone())?];
         let report = self.engine.hold(wish, taken, job)?;
         match report.verdict {
             Verdict::Proved => Ok(Found {
@@ -361,6 +358,7 @@ impl Bisection {
             facts: &facts,
             run_as,
             plugins: Path::new("/nonexistent"),
+            dir: Path::new("/nonexistent"),
             clock: Clock {
                 began: Instant::now(),
             },

@@ -26,8 +26,17 @@ fn wait(
 ) -> (Result<Sign, String>, Vec<Sign>) {
     let mut told = Vec::new();
     let time = Duration::from_millis(ms);
-    let result =
-        scene.at(|place| wait_ready(ready, has_agent, time, place, &mut |sign| told.push(sign)));
+    let facts = Facts {
+        has_agent_channel: has_agent,
+        ..scene.facts.clone()
+    };
+    let result = scene.at(|place| {
+        let place = Place {
+            facts: &facts,
+            ..*place
+        };
+        wait_ready(ready, time, &place, &mut |sign| told.push(sign))
+    });
     (result, told)
 }
 
@@ -77,7 +86,7 @@ fn a_silent_agent_gives_way_to_a_still_screen_after_a_while() {
     let result = scene.at(|place| {
         let bound = Bound::new(place, Duration::from_secs(20), true);
         let instead = Duration::from_secs(5);
-        ready::wait(&Ready::Auto, true, instead, place, &bound, &mut |_| {})
+        ready::wait(&Ready::Auto, instead, place, &bound, &mut |_| {})
     });
     assert_eq!(result, Ok(Sign::ScreenWithoutAgent));
     assert!(began.elapsed() >= Duration::from_secs(5));
@@ -90,6 +99,61 @@ fn a_silent_agent_gives_way_to_a_still_screen_after_a_while() {
                 .into()
         )
     );
+}
+
+#[test]
+fn an_agent_that_must_answer_is_not_replaced_by_a_screen() {
+    let mut scene = Scene::new();
+    scene.machine.screen = Box::new(|| Ok(picture(200)));
+    scene.facts.agent_is_expected = true;
+    let result = scene.at(|place| {
+        let bound = Bound::new(place, Duration::from_secs(5), true);
+        ready::wait(&Ready::Auto, Duration::ZERO, place, &bound, &mut |_| {})
+    });
+    let why = result.unwrap_err().saw;
+    assert!(why.contains("which the original's does"), "{why}");
+}
+
+#[test]
+fn a_screen_that_stands_still_before_the_system_does_not_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let console = folder.path().join("console.log");
+    let machine = |text: Option<&str>, console: Option<&Path>, read: Option<u64>| {
+        let mut scene = Scene::new();
+        scene.machine.screen = Box::new(|| Ok(picture(200)));
+        scene.machine.screen_text = text.map(str::to_owned);
+        scene.machine.console = console.map(Path::to_owned);
+        scene.machine.disk_reads = read;
+        scene
+    };
+    let wide = format!(
+        "Booting from Hard Disk...{}No bootable    device.",
+        " ".repeat(60)
+    );
+    fs::write(
+        &console,
+        "[ 1.2] end Kernel panic - not syncing: VFS: Unable to mount root",
+    )
+    .unwrap();
+    for (scene, why) in [
+        (machine(Some(&wide), None, Some(9 << 20)), "in the firmware"),
+        (machine(None, Some(&console), None), "in the kernel"),
+        (machine(None, None, Some(5632)), "has read 5.5 KiB"),
+    ] {
+        let (sign, _) = wait(&scene, &Ready::Auto, false, 4500);
+        let told = sign.unwrap_err();
+        assert!(told.contains(why), "{told}");
+    }
+    fs::write(
+        &console,
+        format!(
+            "Kernel panic - not syncing\n{}login:",
+            "later\n".repeat(900)
+        ),
+    )
+    .unwrap();
+    let scene = machine(Some("Debian 13 login:"), Some(&console), Some(9 << 20));
+    assert_eq!(wait(&scene, &Ready::Auto, false, 8000).0, Ok(Sign::Screen));
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod sockets;
 
 use std::{
     net::IpAddr,
+    path::Path,
     path::PathBuf,
     sync::{
         Mutex,
@@ -36,6 +37,8 @@ struct Machine {
     addresses: Mutex<Vec<IpAddr>>,
     volumes: Vec<Volume>,
     console: Option<PathBuf>,
+    screen_text: Option<String>,
+    disk_reads: Option<u64>,
     screen: Box<dyn Fn() -> Result<Vec<u8>, StageError> + Send + Sync>,
     agent: Agent,
 }
@@ -51,6 +54,14 @@ impl Guest for Machine {
 
     fn screenshot(&self) -> Result<Vec<u8>, StageError> {
         (self.screen)()
+    }
+
+    fn screen_text(&self) -> Option<String> {
+        self.screen_text.clone()
+    }
+
+    fn disk_reads(&self) -> Option<u64> {
+        self.disk_reads
     }
 
     fn console(&self) -> Option<PathBuf> {
@@ -85,6 +96,8 @@ impl Scene {
                 addresses: Mutex::new(vec!["127.0.0.1".parse().unwrap()]),
                 volumes: Vec::new(),
                 console: None,
+                screen_text: None,
+                disk_reads: None,
                 screen: Box::new(|| Err(StageError::Refused("it has no screen".into()))),
                 agent: Box::new(silent),
             },
@@ -96,6 +109,7 @@ impl Scene {
                 point_time: "2026-11-27T03:10:00Z".into(),
                 age_ms: Some(1500),
                 has_agent_channel: true,
+                agent_is_expected: false,
                 has_network: true,
             },
             plugins: PathBuf::from("/nowhere"),
@@ -119,6 +133,7 @@ impl Scene {
             facts: &self.facts,
             run_as: self.run_as,
             plugins: &self.plugins,
+            dir: Path::new("/nowhere"),
             clock: Clock {
                 began: Instant::now(),
             },

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use cdp_core::{Point, Timestamp};
+use cdp_core::{Pin, Point, Timestamp};
 use drill_runner::plan::Plan;
 
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult, v1},
     engine::{
         Engine,
+        errors::from_harbor,
         export::view_of,
         machine::{Machine, State},
         messages, moments,
@@ -29,6 +30,19 @@ pub(crate) enum Moment {
 pub(crate) struct Taken {
     pub(crate) machine: Arc<Machine>,
     pub(crate) point: Point,
+    /// Keeps the point until the last machine of the plan has been started from it.
+    _pin: Arc<Pin>,
+}
+
+impl Taken {
+    pub(crate) fn new(machine: Arc<Machine>, point: Point) -> ApiResult<Self> {
+        let pin = machine.harbor().pin(point.id).map_err(from_harbor)?;
+        Ok(Self {
+            machine,
+            point,
+            _pin: Arc::new(pin),
+        })
+    }
 }
 
 /// Finds the point of each machine of a plan, in the order of the plan.
@@ -45,9 +59,10 @@ pub(crate) fn take(engine: &Arc<Engine>, plan: &Plan, moment: &Moment) -> ApiRes
     let taken = machines.into_iter().map(|machine| {
         let harbor = machine.harbor();
         let point = moments::resolve(&machine.name, &harbor, Some(&at))?;
+        let taken = Taken::new(machine, point)?;
         // Before anything is made of it.
-        view_of(&harbor, &point, false)?;
-        Ok(Taken { machine, point })
+        view_of(&harbor, &taken.point, false)?;
+        Ok(taken)
     });
     taken.collect()
 }

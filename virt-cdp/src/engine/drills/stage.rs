@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use drill_runner::{
     isolation::Segment,
     outcome::{DiskFacts, PointFacts},
-    plan::{MachinePlan, Plan},
+    plan::{MachinePlan, Plan, Ready},
     stage::{Brought, Card, CardAddress, Stage, StageError, Volume},
 };
 use libvirt_driver::{
@@ -53,6 +53,8 @@ struct Planned {
     taken: Taken,
     hypervisor: Hypervisor,
     cards: Vec<Card>,
+    /// Whether the agent of the running original answers.
+    agent_answers: bool,
 }
 
 impl DrillStage {
@@ -87,6 +89,9 @@ impl DrillStage {
             })?;
             let xml = taken.machine.harbor().xml(version).map_err(from_harbor)?;
             let found = takeover_xml::cards(&xml).map_err(from_libvirt)?;
+            require(plan_of, &found, &taken)?;
+            // What is waited for then is the agent, and nothing else.
+            let agent_answers = plan_of.ready == Ready::Auto && answers(&hypervisor, &uuid);
             let mut of_agent = None;
             let mut cards = Vec::new();
             for (number, card) in found.into_iter().enumerate() {
@@ -140,6 +145,7 @@ impl DrillStage {
                 taken,
                 hypervisor,
                 cards,
+                agent_answers,
             });
         }
         Ok(Self {
@@ -161,21 +167,76 @@ impl DrillStage {
         })
     }
 
-    /// The name of a machine's domain in this drill.
+    /// The name of a machine's domain in this drill. One that is cut gets a number: another may begin alike.
     fn domain_name(&self, machine: &str) -> String {
         let ending = format!("-drill-{}", self.id);
-        let mut most = NAME_MAX - ending.len();
-        while !machine.is_char_boundary(most.min(machine.len())) {
-            most -= 1;
+        let most = NAME_MAX.saturating_sub(ending.len());
+        if machine.len() <= most {
+            return format!("{}{ending}", machine.trim());
         }
-        format!(
-            "{}{ending}",
-            machine
-                .get(..most.min(machine.len()))
-                .unwrap_or("vm")
-                .trim()
-        )
+        let mut members = self.members.iter();
+        let number = members.position(|one| one.taken.machine.name == machine);
+        let number = format!("-{}", number.unwrap_or(0));
+        let cut = machine.floor_char_boundary(most.saturating_sub(number.len()));
+        let cut = machine.get(..cut).unwrap_or("vm").trim();
+        format!("{cut}{number}{ending}")
     }
+}
+
+/// Checks that what a plan names of a machine is there: a slip of the pen would change nothing, silently.
+fn require(plan: &MachinePlan, cards: &[takeover_xml::Card], taken: &Taken) -> ApiResult<()> {
+    let wrong = |what: String, hint: String| {
+        Err(ApiError::new(ApiErrorKind::InvalidArgument, what).hint(hint))
+    };
+    let is_card = |name: &str| {
+        let mut all = cards.iter().enumerate();
+        all.any(|(number, card)| {
+            name.to_ascii_lowercase() == card.mac || name == number.to_string()
+        })
+    };
+    if let Some(card) = plan.cards.iter().find(|one| !is_card(&one.card)) {
+        let macs: Vec<&str> = cards.iter().map(|card| card.mac.as_str()).collect();
+        return wrong(
+            format!("'{}' has no network card {}", plan.name, card.card),
+            format!(
+                "it has: {}; give a number from 0, or a MAC address",
+                macs.join(", ")
+            ),
+        );
+    }
+    let description = taken.machine.description();
+    let volumes = description.volumes.iter();
+    let there = volumes.filter(|one| one.size_at(taken.point.seq).is_some());
+    let targets: Vec<&str> = there.map(|one| one.target.as_str()).collect();
+    let left_out = |target: &&str| plan.leave_out.iter().any(|one| one == *target);
+    if let Some(disk) = plan
+        .leave_out
+        .iter()
+        .find(|one| !targets.contains(&one.as_str()))
+    {
+        return wrong(
+            format!("'{}' has no disk {disk} to be left out", plan.name),
+            format!("it has: {}", targets.join(", ")),
+        );
+    }
+    match targets.iter().all(left_out) {
+        true => wrong(
+            format!("no disk of '{}' is left", plan.name),
+            "take one out of leave_out".into(),
+        ),
+        false => Ok(()),
+    }
+}
+
+/// Tells whether the agent of the original, if that runs, answers.
+fn answers(hypervisor: &Hypervisor, uuid: &str) -> bool {
+    let ping = serde_json::json!({ "execute": "guest-ping" });
+    let Ok(original) = hypervisor.lookup(uuid) else {
+        return false;
+    };
+    original.running_id().is_ok()
+        && original.has_agent_channel().unwrap_or(false)
+        && original.agent_command(&ping, ORIGINAL_TIMEOUT).is_ok()
 }
 
 /// The addresses of the network a card was in.
@@ -247,12 +308,11 @@ fn ask(hypervisor: &Hypervisor, uuid: &str) -> Vec<CardAddress> {
         .collect()
 }
 
+/// An error of a start. Only what is wrong with the machine itself speaks against the copy; libvirt refuses for many reasons.
 fn host(error: ApiError) -> StageError {
     match error.kind {
-        ApiErrorKind::Internal | ApiErrorKind::Unavailable | ApiErrorKind::ResourceExhausted => {
-            StageError::Host(error.what)
-        }
-        _ => StageError::Refused(error.what),
+        ApiErrorKind::InvalidArgument => StageError::Refused(error.what),
+        _ => StageError::Host(error.what),
     }
 }
 
@@ -262,7 +322,7 @@ impl Stage for DrillStage {
     }
 
     fn point(&self, machine: &str) -> Option<(PointFacts, u64, Vec<DiskFacts>)> {
-        let Taken { machine, point } = &self.member(machine)?.taken;
+        let Taken { machine, point, .. } = &self.member(machine)?.taken;
         let harbor = machine.harbor();
         let facts = PointFacts {
             id: point.id.0,
@@ -380,6 +440,7 @@ impl Stage for DrillStage {
             memory_bytes: size.map(|(_, memory)| memory),
             cards: planned.cards.clone(),
             has_agent,
+            agent_is_expected: has_agent && planned.agent_answers,
             dropped: started.dropped,
             vm: Arc::new(vm),
         })

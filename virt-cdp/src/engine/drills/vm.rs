@@ -82,6 +82,14 @@ impl Guest for DrillVm {
         Ok(png)
     }
 
+    fn screen_text(&self) -> Option<String> {
+        self.domain.screen_text().ok()
+    }
+
+    fn disk_reads(&self) -> Option<u64> {
+        self.domain.disk_reads().ok().flatten()
+    }
+
     fn console(&self) -> Option<PathBuf> {
         let console = self.record.console.clone()?;
         // Where nobody begins it anew, it would fill the disk.
