@@ -134,6 +134,18 @@ fn what_is_wrong_is_told_with_its_line() {
             5,
             "prefix",
         ),
+        (
+            format!("{machine}[[machine.card]]\ncard='0'\naddress='1.2.3.4/0'"),
+            5,
+            "prefix",
+        ),
+        (
+            format!("{machine}[[machine.card]]\ncard='0'\n[[machine.card]]\ncard='0'"),
+            6,
+            "twice",
+        ),
+        (format!("deadline = '0s'\n{machine}"), 1, "no time"),
+        (check("type = 'ping'\ninterval = '0.2ms'"), 5, "no time"),
         (check("type = 'pong'"), 4, "no type of check"),
         (check("type = 'tcp'"), 3, "no `port`"),
         (check("type = 'tcp'\nport = 0"), 5, "no port"),
@@ -162,6 +174,14 @@ fn what_is_wrong_is_told_with_its_line() {
         assert!(error.what.contains(what), "{text}: {error}");
         assert!(!error.hint.is_empty());
     }
+}
+
+#[test]
+fn a_name_that_is_made_of_names_has_its_bounds() {
+    let machines = (0..8).map(|n| format!("[[machine]]\nname = '{}{n}'\n", "ü".repeat(20)));
+    let plan = parse(&machines.collect::<String>()).unwrap();
+    assert!(plan.name.len() <= 200, "{}", plan.name);
+    assert_eq!(parse(&plan.to_toml()).unwrap(), plan);
 }
 
 #[test]
