@@ -77,6 +77,15 @@ impl Daemon {
         });
     }
 
+    /// Has it go on with another configuration: stopped, and started again.
+    pub fn reconfigure(&mut self, change: impl FnOnce(&str) -> String) {
+        self.stop();
+        let file = self.dir.join("virtcdpd.toml");
+        let text = fs::read_to_string(&file).expect("its configuration");
+        fs::write(&file, change(&text)).expect("its configuration");
+        self.start_again();
+    }
+
     /// The daemon's process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()

@@ -5,7 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -58,28 +58,14 @@ fn sha256(text: &str) -> String {
 
 /// A daemon with a folder of plugins, in which is `answers`.
 fn daemon_with_plugin() -> Daemon {
-    let plugins = PathBuf::from("/var/tmp").join(unique("plugins"));
-    fs::create_dir_all(&plugins).expect("a folder of plugins");
+    let mut daemon = Daemon::start();
+    let plugins = daemon.dir.join("plugins");
+    fs::create_dir(&plugins).expect("a folder of plugins");
     let plugin = "#!/bin/sh\n\
         read -r request\n\
         case $request in *'\"color\":\"green\"'*) echo '{\"saw\":\"it is green\"}' ;; *) echo '{\"saw\":\"it is not green\"}'; exit 1 ;; esac\n";
     executable(&plugins.join("green"), plugin);
-    // Moved below the daemon's directory, which is removed with it.
-    let config = |dir: &Path| format!("[drills]\nplugins = '{}'\n", dir.display());
-    let mut daemon = Daemon::start_with(&config(&plugins));
-    daemon.stop();
-    let moved = daemon.dir.join("plugins");
-    must(
-        "mv",
-        &[
-            plugins.to_str().expect("a plain path"),
-            moved.to_str().expect("a plain path"),
-        ],
-    );
-    let file = daemon.dir.join("virtcdpd.toml");
-    let old = fs::read_to_string(&file).expect("its configuration");
-    fs::write(&file, old.replace(&config(&plugins), &config(&moved))).expect("its configuration");
-    daemon.start_again();
+    daemon.reconfigure(|text| format!("{text}[drills]\nplugins = '{}'\n", plugins.display()));
     daemon
 }
 

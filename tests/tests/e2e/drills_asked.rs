@@ -18,11 +18,7 @@ const GROUP: &str = "nogroup";
 /// A daemon whose socket belongs to that group.
 fn daemon_for_others() -> Daemon {
     let mut daemon = Daemon::start();
-    daemon.stop();
-    let file = daemon.dir.join("virtcdpd.toml");
-    let text = fs::read_to_string(&file).expect("its configuration");
-    fs::write(&file, format!("socket_group = '{GROUP}'\n{text}")).expect("its configuration");
-    daemon.start_again();
+    daemon.reconfigure(|text| format!("socket_group = '{GROUP}'\n{text}"));
     daemon
 }
 

@@ -1,6 +1,6 @@
 //! Drills that policies ask for: when they are held, and what puts them off.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use serde_json::Value;
 use virt_cdp_tests::{
@@ -18,13 +18,10 @@ const LOOKED: Duration = Duration::from_secs(4);
 
 /// Has the daemon go on with another configuration.
 fn configure(daemon: &mut Daemon, base_interval: &str, drills: &str, rule: &str) {
-    let file = daemon.dir.join("virtcdpd.toml");
-    let text = fs::read_to_string(&file).expect("its configuration");
-    let ours = text.split("[tidy]").next().expect("what comes before");
-    let text = format!("{ours}{}", config(base_interval, drills, rule));
-    daemon.stop();
-    fs::write(&file, text).expect("its configuration");
-    daemon.start_again();
+    daemon.reconfigure(|text| {
+        let ours = text.split("[tidy]").next().expect("what comes before");
+        format!("{ours}{}", config(base_interval, drills, rule))
+    });
 }
 
 fn config(base_interval: &str, drills: &str, rule: &str) -> String {
