@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// Version of the JSON form.
 pub const FORMAT: u32 = 1;
 
+/// The reason of a drill that is a probe of a bisection: it looks for what is known to fail somewhere, and proves nothing.
+pub const BISECT: &str = "bisect";
+
 /// What a drill, a machine in it, or a check has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -97,6 +100,9 @@ pub struct Host {
 pub struct MachineReport {
     /// The protected machine's name.
     pub name: String,
+    /// Its id, which nothing else ever has: another machine may have the name later; empty in reports from before it was kept.
+    #[serde(default)]
+    pub machine_id: String,
     /// Name of the domain that was started for the drill; empty if none was.
     pub domain: String,
     /// The recovery point; none if none was found.

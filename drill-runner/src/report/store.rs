@@ -28,7 +28,7 @@ use super::{
     verify::{BYTES_MAX, VerifyError, signed_json, verify},
     whole::{self, Before, UNFINISHED},
 };
-use crate::outcome::{Earlier, Link, Report};
+use crate::outcome::{BISECT, Earlier, Link, Report};
 
 /// How many earlier drills a report tells of.
 pub const HISTORY_MAX: usize = 50;
@@ -59,7 +59,7 @@ pub enum StoreError {
     #[error(transparent)]
     Json(#[from] JsonError),
     /// A text is no report's number.
-    #[error("`{id}` is no report's number; one looks like 20261127-031500-4f2a")]
+    #[error("`{id}` is no report's number; one looks like 20261127-031500-4f2a91c0")]
     BadId {
         /// The text.
         id: String,
@@ -157,7 +157,10 @@ impl Store {
             return Err(StoreError::Exists { id });
         }
         let entries = self.entries()?;
-        report.history = history(&entries, &report.name);
+        report.history = match report.reason == BISECT {
+            true => Vec::new(),
+            false => history(&entries, &report.name),
+        };
         report.previous = self.head(&entries);
 
         let files = [
@@ -399,9 +402,11 @@ impl Store {
     }
 }
 
-/// The drills of a plan before this one, the oldest first.
+/// The drills of a plan before this one, the oldest first; probes of bisections left out.
 fn history(entries: &[Entry], name: &str) -> Vec<Earlier> {
-    let same = entries.iter().filter(|entry| entry.summary.name == name);
+    let same = entries
+        .iter()
+        .filter(|entry| entry.summary.name == name && !entry.summary.is_probe());
     let mut history: Vec<Earlier> = same
         .map(|entry| Earlier {
             id: entry.summary.id.clone(),

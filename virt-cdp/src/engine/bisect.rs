@@ -19,7 +19,7 @@ use drill_runner::{
     bisect::Search,
     check::{self, Clock, Facts, Place},
     isolation::{MARKER, leftover},
-    outcome::Verdict,
+    outcome::{BISECT, Verdict},
     plan::{CheckKind, CheckPlan, MachinePlan, Plan, PointChoice},
     stage::{Guest, Life, StageError, Volume},
 };
@@ -309,7 +309,7 @@ impl Bisection {
         let wish = Wish {
             plan: Plan::of_one(machine, PointChoice::At(vec![point.id.to_string()])),
             moment: Moment::At(at),
-            reason: "bisect".into(),
+            reason: BISECT.into(),
             asker: Some(self.peer),
         };
         let taken = vec![Taken {

@@ -28,6 +28,7 @@ pub(crate) fn report(verdict: Verdict) -> Report {
     };
     let machine = MachineReport {
         name: "web1".into(),
+        machine_id: "6f1c9a54-0d34-4c6e-9d0e-1b2f3a4c5d6e".into(),
         domain: "web1-drill-20260102-030405-4f2a".into(),
         point: Some(PointFacts {
             id: 123,

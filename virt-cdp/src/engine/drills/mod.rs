@@ -39,7 +39,12 @@ use self::{proofs::Proofs, record::Record, stage::DrillStage};
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult, v1},
     daemon::peer::{Accounts, Peer},
-    engine::{Engine, guard, jobs::JobHandle, machine::now, messages},
+    engine::{
+        Engine, guard,
+        jobs::JobHandle,
+        machine::{Machine, now},
+        messages,
+    },
 };
 
 pub(crate) use group::{Moment, Taken};
@@ -105,7 +110,7 @@ impl Drills {
     }
 
     /// What is proved of a machine.
-    pub(crate) fn proof(&self, machine: &str) -> Option<Proof> {
+    pub(crate) fn proof(&self, machine: &Machine) -> Option<Proof> {
         self.proofs.of_machine(machine)
     }
 
@@ -271,6 +276,13 @@ impl Engine {
         super::make_dir(&work, 0o700)?;
         let run_as = wish.asker.filter(|peer| peer.uid != 0);
         let run_as = run_as.map(|peer| (peer.uid, peer.gid));
+        let ids: BTreeMap<String, String> = wish
+            .plan
+            .machines
+            .iter()
+            .zip(&taken)
+            .map(|(planned, taken)| (planned.name.clone(), taken.machine.id.clone()))
+            .collect();
         let stage = DrillStage::new(self, &id, &wish.plan, taken, run_as)?;
         let is_cancelled = || job.is_cancelled() || running.is_cancelled.load(Ordering::Relaxed);
         let told = |report: &Report| {
@@ -289,7 +301,10 @@ impl Engine {
             is_cancelled: &is_cancelled,
             told: &told,
         };
-        let held = run::run(&order, &stage);
+        let mut held = run::run(&order, &stage);
+        for machine in &mut held.report.machines {
+            machine.machine_id = ids.get(&machine.name).cloned().unwrap_or_default();
+        }
         let report = drills.store.add(held.report).map_err(|e| failed(&e))?;
         drills.proofs.note(&report);
         told(&report);
