@@ -166,8 +166,14 @@ fn a_search_tells_its_probes_and_the_answer() {
         ran.stderr
     );
     assert!(
+        ran.stderr.contains("point 124") && ran.stderr.contains(": not looked at ("),
+        "{}",
+        ran.stderr
+    );
+    assert!(
         ran.stdout.contains("newest good: point 123")
-            && ran.stdout.contains("2 probes among 86400 points"),
+            && ran.stdout.contains("3 probes among 86400 points")
+            && ran.stdout.contains("not looked at: point 124"),
         "{}",
         ran.stdout
     );
@@ -186,9 +192,12 @@ fn a_search_tells_its_probes_and_the_answer() {
     .unwrap();
     assert_eq!(
         (&told["newest_good"]["id"], &told["oldest_bad"]["id"]),
-        (&json!(123), &json!(124))
+        (&json!(123), &json!(125))
     );
     assert_eq!(told["probes"][1]["passed"], false);
+    assert_eq!(told["probes"][1]["outcome"], "bad");
+    assert_eq!(told["probes"][2]["outcome"], "not-looked-at");
+    assert_eq!(told["not_looked_at"][0]["id"], 124);
     for words in [
         vec!["bisect", "web1", "--from", "7d"],
         vec![

@@ -140,13 +140,20 @@ pub(crate) fn bisected() -> v1::BisectState {
         took_ms: 1500,
         drill: String::new(),
         remembered: passed,
+        skipped: false,
+    };
+    let skipped = v1::BisectProbe {
+        point: Some(v1::Point { id: 124, ..point() }),
+        why: "the drill could not be held".into(),
+        skipped: true,
+        ..Default::default()
     };
     v1::BisectState {
         points: 86_400,
-        probes: vec![probe(true), probe(false)],
+        probes: vec![probe(true), probe(false), skipped],
         done: true,
         newest_good: Some(point()),
-        oldest_bad: Some(v1::Point { id: 124, ..point() }),
+        oldest_bad: Some(v1::Point { id: 125, ..point() }),
         left_most: 0,
     }
 }

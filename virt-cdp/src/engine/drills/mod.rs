@@ -221,7 +221,7 @@ impl Engine {
     }
 
     /// Checks that the type of a check is there.
-    fn require_plugin(&self, check: &drill_runner::plan::CheckPlan) -> ApiResult<()> {
+    pub(crate) fn require_plugin(&self, check: &drill_runner::plan::CheckPlan) -> ApiResult<()> {
         let drill_runner::plan::CheckKind::Plugin { name, .. } = &check.kind else {
             return Ok(());
         };
