@@ -46,7 +46,7 @@ impl Verdict {
 pub struct Report {
     /// [`FORMAT`].
     pub format: u32,
-    /// Its number: digits of the start time and some by chance, such as `20261127-031500-4f2a`. Safe in a file name.
+    /// Its number: digits of the start time and some by chance, such as `20261127-031500-4f2a91c0`. Safe in a file name.
     pub id: String,
     /// The plan's name.
     pub name: String,

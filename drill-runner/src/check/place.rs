@@ -25,6 +25,8 @@ pub struct Place<'a> {
     pub run_as: Option<(u32, u32)>,
     /// The folder of plugins, `checks.d`.
     pub plugins: &'a Path,
+    /// An empty directory of the drill's own, for files.
+    pub dir: &'a Path,
     /// When the drill began: all `*_ms` count from there.
     pub clock: Clock,
     /// True once somebody has broken the drill off.

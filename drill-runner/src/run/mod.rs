@@ -415,6 +415,7 @@ impl Drill<'_> {
             facts,
             run_as: self.order.run_as,
             plugins: self.order.plugins,
+            dir: self.order.dir,
             clock: Clock { began: self.began },
             is_cancelled,
             marker: &self.marker,

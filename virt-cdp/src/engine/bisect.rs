@@ -483,6 +483,7 @@ impl Bisection {
             facts: &facts,
             run_as,
             plugins: Path::new("/nonexistent"),
+            dir: Path::new("/nonexistent"),
             clock: Clock {
                 began: Instant::now(),
             },

@@ -29,6 +29,7 @@ use std::{
 };
 
 use drill_runner::{
+    mounts,
     outcome::{Host, Report},
     plan::Plan,
     report::Store,
@@ -141,10 +142,17 @@ impl Drills {
 
     /// Has all of them end, and waits for it.
     pub(crate) fn stop(&self) {
-        for (_, one) in self.known() {
+        for (id, one) in self.known() {
             one.is_cancelled.store(true, Ordering::Relaxed);
-            if let Some(kept) = guard(&one.kept).take() {
-                kept.remove();
+            if guard(&one.kept).is_none() {
+                continue;
+            }
+            match self.discard(&id) {
+                Ok(left) if left.is_empty() => {}
+                Ok(left) => {
+                    tracing::warn!(drill = id, ?left, "a drill that was kept stays in part")
+                }
+                Err(error) => tracing::warn!(drill = id, %error, "a drill that was kept stays"),
             }
         }
         let give_up = Instant::now() + STOP_DEADLINE;
@@ -178,6 +186,9 @@ impl Drills {
 
     fn forget(&self, id: &str) -> ApiResult<()> {
         let work = self.work(id);
+        if let Err(error) = mounts::detach_below(&work) {
+            tracing::warn!(%error, dir = %work.display(), "what is mounted in a drill's directory stays");
+        }
         match fs::remove_dir_all(&work) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(%error, dir = %work.display(), "a drill's directory stays");
@@ -404,7 +415,7 @@ pub(crate) fn plan(text: &str) -> ApiResult<Plan> {
 /// A number for a drill.
 fn new_id() -> ApiResult<String> {
     let by_chance = libvirt_driver::takeover::new_uuid().map_err(super::errors::from_libvirt)?;
-    let by_chance = by_chance.get(..4).unwrap_or("0000");
+    let by_chance = by_chance.get(..8).unwrap_or("00000000");
     let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
     Ok(format!("{time}-{by_chance}"))
 }
