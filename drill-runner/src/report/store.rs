@@ -390,10 +390,7 @@ fn history(entries: &[Entry], name: &str) -> Vec<Earlier> {
     history
 }
 
-pub(super) fn failed(
-    path: &Path,
-    doing: &'static str,
-) -> impl FnOnce(io::Error) -> StoreError {
+pub(super) fn failed(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Io {
         path,

@@ -219,4 +219,29 @@ fn a_plan_takes_its_machines_over_at_one_moment_all_of_them_or_none() {
         daemon.ok(&["takeover-discard", &copy.name]);
     }
     drill::wait_nothing_left(&daemon, &[names[0], names[1], &prefix], &before);
+
+    // Ctrl-C while the second waits for its turn: there is no first one either.
+    let plan = format!(
+        "[[machine]]\nname = '{}'\nafter = ['{}']\ndelay = '10m'\n[[machine]]\nname = '{}'\n",
+        names[1], names[0], names[0]
+    );
+    fs::write(&file, plan).expect("a plan");
+    let mut child = std::process::Command::new(program())
+        .arg("-c")
+        .arg(daemon.socket())
+        .args(["takeover", &file, "--at", &moment, "--name", &prefix])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("virt-cdp starts");
+    let made = || daemon.json(&["takeover-list"])["takeovers"].clone();
+    wait_for("the first is there", Duration::from_secs(30), || {
+        let made = made();
+        let is_there = made[0]["state"] == "running";
+        is_there.then_some(()).ok_or_else(|| made.to_string())
+    });
+    must("kill", &["-INT", &child.id().to_string()]);
+    assert_eq!(child.wait().expect("its status").code(), Some(1));
+    assert_eq!(made(), serde_json::json!([]));
+    drill::wait_nothing_left(&daemon, &[names[0], names[1], &prefix], &before);
 }

@@ -122,8 +122,9 @@ fn directory(path: &Path, key: Option<&PublicKey>, session: &mut Session) -> Cli
         .map_err(|error| CliError::failure(crate::engine::sentence_of(&error)))?;
     let chain: &Chain = &found.chain;
     if let Some(broken) = &chain.broken {
-        return Err(CliError::failure(format!("{dir}: {broken}"))
-            .hint("do not trust what comes before it; have the reports again from the host: drill-report"));
+        return Err(CliError::failure(format!("{dir}: {broken}")).hint(
+            "do not trust what comes before it; have the reports again from the host: drill-report",
+        ));
     }
     let Some(public_key) = found.public_key.filter(|_| chain.reports > 0) else {
         return Err(CliError::failure(format!("there is no report in {dir}"))

@@ -1,5 +1,6 @@
 //! Drills on the command line: plans are checked before anything is asked, and the verdict is the exit code.
 
+use drill_runner::{outcome::Report, report::Store};
 use serde_json::{Value, json};
 
 use crate::stage::Stage;
@@ -254,8 +255,7 @@ fn the_reports_of_a_directory_are_verified_with_their_chain() {
     let dir = home.path().join("reports");
     let store = Store::open(&dir, &home.path().join("key")).unwrap();
     for number in 1..=3 {
-        let mut report: Report =
-            serde_json::from_str(&crate::fake_drill::live("drill-1")).unwrap();
+        let mut report: Report = serde_json::from_str(&crate::fake_drill::live("drill-1")).unwrap();
         report.id = format!("20260102-030405-0000000{number}");
         store.add(report).unwrap();
     }
@@ -275,7 +275,9 @@ fn the_reports_of_a_directory_are_verified_with_their_chain() {
         serde_json::from_str::<Value>(&told.good()).unwrap()
     };
     assert_eq!(of(3)["previous_sha256"], of(2)["sha256"]);
-    let text = stage.run(&["report-verify", file(3).to_str().unwrap()]).good();
+    let text = stage
+        .run(&["report-verify", file(3).to_str().unwrap()])
+        .good();
     assert!(text.contains(of(2)["sha256"].as_str().unwrap()), "{text}");
     // Another key, a beginning that was removed, one that is missing.
     let other = "ab".repeat(32);
@@ -284,7 +286,10 @@ fn the_reports_of_a_directory_are_verified_with_their_chain() {
     let kept = std::fs::read(file(1)).unwrap();
     std::fs::remove_file(file(1)).unwrap();
     let text = stage.run(&["report-verify", path]).good();
-    assert!(text.contains("the oldest follows 20260102-030405-00000001"), "{text}");
+    assert!(
+        text.contains("the oldest follows 20260102-030405-00000001"),
+        "{text}"
+    );
     std::fs::write(file(1), kept).unwrap();
     std::fs::remove_file(file(2)).unwrap();
     let ran = stage.run(&["report-verify", path]);

@@ -600,7 +600,7 @@ impl Engine for Fake {
         let state = match request.id.as_str() {
             _ if *self.cancelled.lock().unwrap() => "cancelled",
             "export-full" => "failed",
-            "export-slow" => "running",
+            "export-slow" | "takeover-slow" => "running",
             _ if self.polls.fetch_add(1, Ordering::SeqCst) == 0 => "running",
             _ => "done",
         };
@@ -713,7 +713,7 @@ impl Engine for Fake {
         let mut begun = job("takeover", "running");
         // One that is slow goes on until it is cancelled.
         match request.plan.contains("slow") {
-            true => begun.id = "export-slow".into(),
+            true => begun.id = "takeover-slow".into(),
             false => self.polls.store(0, Ordering::SeqCst),
         }
         Ok(begun)
