@@ -175,8 +175,7 @@ fn a_script_on_views_finds_the_newest_good_point_and_a_broken_search_goes_on() {
     let ran = daemon.cli(&[&["bisect"], of_mute.as_slice()].concat());
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(
-        ran.stderr
-            .contains("8 points in a row could not be looked at"),
+        ran.err.contains("8 points in a row could not be looked at"),
         "{ran:?}"
     );
 

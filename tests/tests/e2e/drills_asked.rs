@@ -1,6 +1,6 @@
 //! Whoever asks: programs of a drill run as the user who asked for it; and a plan takes its machines over as a group.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 
 use serde_json::Value;
 use virt_cdp_tests::{
@@ -8,7 +8,7 @@ use virt_cdp_tests::{
     drill::{self, Actor, traces},
     epoch_ns,
     guest::Guest,
-    must, needs_libvirt, program, run, unique,
+    must, needs_libvirt, program, run, unique, wait_for,
 };
 
 /// A user without any rights, and the group that may use this daemon.
@@ -144,7 +144,9 @@ fn a_plan_takes_its_machines_over_at_one_moment_all_of_them_or_none() {
     let of_moment = shop.point(&daemon, "echo old");
     let all = daemon.json(&["point-list", names[1]]);
     let made = all["points"].as_array().expect("points").iter();
-    let made = made.clone().find(|one| one["id"].to_string() == of_moment);
+    let made = made
+        .clone()
+        .find(|one| one["id"].as_u64() == of_moment.parse().ok());
     let moment = made.expect("the point")["time"]
         .as_str()
         .expect("a time")
