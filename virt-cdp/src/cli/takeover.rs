@@ -143,7 +143,8 @@ fn tell(takeovers: &[v1::TakeoverReply], told: &mut usize) {
         let takeover = reply.takeover.clone().unwrap_or_default();
         eprintln!("{} is {}", plain(&takeover.name), plain(&takeover.state));
     }
-    *told = takeovers.len();
+    // Those of a group that is given up are gone from the job.
+    *told = takeovers.len().max(*told);
 }
 
 /// Parses a size of memory.

@@ -140,7 +140,10 @@ fn ctrl_c_cancels_the_takeover_of_a_plan() {
     );
     assert_eq!(
         (ran.code, ran.stderr.as_str()),
-        (Some(1), "error: the takeover was cancelled\n")
+        (
+            Some(1),
+            "web1-takeover-123 is running\nerror: the takeover was cancelled\n"
+        )
     );
     assert_eq!(stage.asked(), "JobRequest { id: \"takeover-slow\" }");
 }
