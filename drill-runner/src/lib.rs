@@ -5,6 +5,8 @@
 
 pub mod units;
 
+pub mod mounts;
+
 pub mod plan;
 
 pub mod isolation;

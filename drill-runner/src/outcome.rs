@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// Version of the JSON form.
 pub const FORMAT: u32 = 1;
 
+/// The reason of a drill that is a probe of a bisection: it looks for what is known to fail somewhere, and proves nothing.
+pub const BISECT: &str = "bisect";
+
 /// What a drill, a machine in it, or a check has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -43,7 +46,7 @@ impl Verdict {
 pub struct Report {
     /// [`FORMAT`].
     pub format: u32,
-    /// Its number: digits of the start time and some by chance, such as `20261127-031500-4f2a`. Safe in a file name.
+    /// Its number: digits of the start time and some by chance, such as `20261127-031500-4f2a91c0`. Safe in a file name.
     pub id: String,
     /// The plan's name.
     pub name: String,
@@ -97,6 +100,9 @@ pub struct Host {
 pub struct MachineReport {
     /// The protected machine's name.
     pub name: String,
+    /// Its id, which nothing else ever has: another machine may have the name later; empty in reports from before it was kept.
+    #[serde(default)]
+    pub machine_id: String,
     /// Name of the domain that was started for the drill; empty if none was.
     pub domain: String,
     /// The recovery point; none if none was found.

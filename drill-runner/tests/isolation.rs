@@ -4,10 +4,11 @@
 
 use std::{
     fs,
-    io::Read,
+    io::{BufRead, Read},
     net::{IpAddr, TcpListener, TcpStream},
-    process::Command,
-    time::Duration,
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use drill_runner::isolation::{Isolation, MARKER, Segment, leftover};
@@ -175,4 +176,55 @@ fn what_is_left_after_a_crash_is_found_by_its_marker_and_its_namespace() {
     leftover::kill(&format!("{id}x"));
     let mut other = other;
     other.wait().unwrap();
+}
+
+#[test]
+fn what_another_user_marks_is_neither_a_holder_nor_ended_with_its_namespace() {
+    if !is_root() {
+        return;
+    }
+    let id = format!("test-{}-foreign", std::process::id());
+    // A namespace with a process of root's in it, and one of another user's that says it holds it for a drill.
+    let foreign = "exec setpriv --reuid=65534 --regid=65534 --clear-groups sleep 304";
+    let script =
+        format!("sleep 305 & VIRT_CDP_DRILL_HOLDER={id} sh -c '{foreign}' & echo $!; wait");
+    let mut space = Command::new("unshare")
+        .args(["--net", "sh", "-c", &script])
+        .process_group(0)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let output = space.stdout.take().unwrap();
+    std::io::BufReader::new(output)
+        .read_line(&mut line)
+        .unwrap();
+    let marked: i32 = line.trim().parse().unwrap();
+    let is_foreign = || {
+        let status = fs::read_to_string(format!("/proc/{marked}/status")).unwrap();
+        status.contains("Uid:\t65534\t65534\t65534\t65534")
+    };
+    let give_up = Instant::now() + Duration::from_secs(5);
+    while !is_foreign() && Instant::now() < give_up {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(is_foreign());
+    assert_eq!(leftover::holder(&id), None);
+    assert_eq!(leftover::find(&id), Vec::<i32>::new());
+    assert_eq!(leftover::kill(&id), Vec::<i32>::new());
+    assert!(is_foreign(), "it goes on");
+    assert!(space.try_wait().unwrap().is_none());
+    let group = rustix::process::Pid::from_child(&space);
+    rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+    space.wait().unwrap();
+    // One of root's that is in the namespace of the host holds none, either.
+    let mut outside = Command::new("sleep")
+        .arg("306")
+        .env("VIRT_CDP_DRILL_HOLDER", &id)
+        .spawn()
+        .unwrap();
+    assert_eq!(leftover::holder(&id), None);
+    assert_eq!(leftover::find(&id), Vec::<i32>::new());
+    outside.kill().unwrap();
+    outside.wait().unwrap();
 }

@@ -19,9 +19,9 @@ use v1::{
     ExportRequest, Job, JobRequest, LabelPointRequest, ListDrillsRequest, ListPointsRequest,
     Machine, MachineList, MachineRequest, OpenViewRequest, PointChanges, PointList, PointsRequest,
     Policy, PolicyList, PolicyPreview, PolicyRequest, PreviewPolicyRequest, ProtectRequest,
-    SetPolicyRequest, Space, SpaceRequest, StatusReply, TakeoverGroupReply, TakeoverGroupRequest,
-    TakeoverList, TakeoverNameRequest, TakeoverReply, TakeoverRequest, UnprotectRequest,
-    VerifyRequest, View, ViewList,
+    SetPolicyRequest, Space, SpaceRequest, StatusReply, TakeoverGroupRequest, TakeoverList,
+    TakeoverNameRequest, TakeoverReply, TakeoverRequest, UnprotectRequest, VerifyRequest, View,
+    ViewList,
 };
 
 use crate::daemon::peer::Peer;
@@ -158,7 +158,7 @@ pub trait Engine: Send + Sync + 'static {
     fn get_drill_document(&self, request: DrillDocumentRequest) -> ApiResult<DrillDocument>;
     fn discard_drill(&self, request: DrillIdRequest) -> ApiResult<()>;
     fn bisect(&self, request: BisectRequest, peer: Peer) -> ApiResult<Job>;
-    fn takeover_group(&self, request: TakeoverGroupRequest) -> ApiResult<TakeoverGroupReply>;
+    fn takeover_group(&self, request: TakeoverGroupRequest) -> ApiResult<Job>;
 
     /// Hears from libvirt's hook that something happens to a domain; there is nothing it can refuse.
     fn hint_domain(&self, hint: DomainHint);

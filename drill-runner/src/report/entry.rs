@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::verify::{signed_json, verify};
-use crate::outcome::{Link, MachineReport, Report, Verdict};
+use crate::outcome::{BISECT, Link, MachineReport, Report, Verdict};
 
 /// A report in short.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,9 @@ pub struct Summary {
 pub struct MachineSummary {
     /// The protected machine's name.
     pub name: String,
+    /// Its id; empty where the report has none.
+    #[serde(default)]
+    pub machine_id: String,
     /// What it has come to.
     pub verdict: Verdict,
     /// Number of the recovery point; none if none was found.
@@ -49,6 +52,7 @@ impl MachineSummary {
     fn of(machine: &MachineReport) -> Self {
         Self {
             name: machine.name.clone(),
+            machine_id: machine.machine_id.clone(),
             verdict: machine.verdict,
             point: machine.point.as_ref().map(|point| point.id),
             point_time: machine.point.as_ref().map(|point| point.time.clone()),
@@ -57,6 +61,12 @@ impl MachineSummary {
 }
 
 impl Summary {
+    /// Whether it is a probe of a bisection, which proves nothing and belongs to no trend.
+    #[must_use]
+    pub fn is_probe(&self) -> bool {
+        self.reason == BISECT
+    }
+
     /// Shortens a report.
     #[must_use]
     pub fn of(report: &Report) -> Self {

@@ -44,8 +44,15 @@ pub(super) fn index(summaries: &[Summary]) -> String {
 fn proven(summaries: &[Summary]) -> Markup {
     let mut newest: BTreeMap<&str, (&MachineSummary, &Summary, &str)> = BTreeMap::new();
     let mut without: BTreeMap<&str, &Summary> = BTreeMap::new();
-    for summary in summaries {
+    for summary in summaries.iter().filter(|summary| !summary.is_probe()) {
         for machine in &summary.machines {
+            // Another machine has the name now: what was proved of the one before is nothing of its.
+            if newest
+                .get(machine.name.as_str())
+                .is_some_and(|(known, ..)| is_another(known, machine))
+            {
+                newest.remove(machine.name.as_str());
+            }
             match &machine.point_time {
                 Some(time) if machine.verdict == Verdict::Proved => {
                     let best = newest.get(machine.name.as_str());
@@ -96,6 +103,12 @@ fn proven(summaries: &[Summary]) -> Markup {
             }
         }
     }
+}
+
+/// Whether two machines of one name are not the same; not where that is not known.
+fn is_another(one: &MachineSummary, other: &MachineSummary) -> bool {
+    let [one, other] = [&one.machine_id, &other.machine_id];
+    !one.is_empty() && !other.is_empty() && one != other
 }
 
 fn drills(summaries: &[Summary]) -> Markup {

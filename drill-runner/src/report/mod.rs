@@ -32,6 +32,7 @@ mod trend;
 mod verify;
 
 mod chain;
+mod directory;
 mod entry;
 mod index;
 mod store;
@@ -42,6 +43,7 @@ pub(crate) mod sample;
 mod tests;
 
 pub use chain::{Break, Chain, Fault};
+pub use directory::{Directory, verify_directory};
 pub use entry::{MachineSummary, Summary};
 pub use form::Form;
 pub use html::html;

@@ -144,6 +144,7 @@ pub(crate) fn row_of_drills(count: u64) -> Vec<Report> {
 fn database() -> MachineReport {
     MachineReport {
         name: "db1".into(),
+        machine_id: "0b9f2c1e-5a5d-4f0e-8d3b-4a1f6c7d8e90".into(),
         domain: "db1-drill-4f2a".into(),
         point: Some(point(18_231)),
         data_age_ms: Some(1230),
@@ -191,6 +192,7 @@ fn database() -> MachineReport {
 fn web_server() -> MachineReport {
     MachineReport {
         name: "web1".into(),
+        machine_id: "7c3d5e8a-2b4f-4a6c-9e1d-0f2a3b4c5d6e".into(),
         domain: "web1-drill-4f2a".into(),
         point: Some(PointFacts {
             grade: "crash".into(),

@@ -8,15 +8,15 @@
 //! leaves a store with or without the report it interrupted; opening it clears away what was unfinished.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read},
+    io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use super::{
     chain::Chain,
+    directory::{self, verify_directory},
     entry::{Entry, Summary, newest_first},
     form::Form,
     html::html,
@@ -28,7 +28,7 @@ use super::{
     verify::{BYTES_MAX, VerifyError, signed_json, verify},
     whole::{self, Before, UNFINISHED},
 };
-use crate::outcome::{Earlier, Link, Report};
+use crate::outcome::{BISECT, Earlier, Link, Report};
 
 /// How many earlier drills a report tells of.
 pub const HISTORY_MAX: usize = 50;
@@ -59,7 +59,7 @@ pub enum StoreError {
     #[error(transparent)]
     Json(#[from] JsonError),
     /// A text is no report's number.
-    #[error("`{id}` is no report's number; one looks like 20261127-031500-4f2a")]
+    #[error("`{id}` is no report's number; one looks like 20261127-031500-4f2a91c0")]
     BadId {
         /// The text.
         id: String,
@@ -128,7 +128,7 @@ impl Store {
             key: Key::open_or_make(key_path)?,
         };
         let locked = store.lock()?;
-        for name in store.names()? {
+        for name in directory::names(&store.dir)? {
             if name.starts_with(UNFINISHED) {
                 let path = store.dir.join(name);
                 fs::remove_file(&path).map_err(failed(&path, "removed"))?;
@@ -157,7 +157,10 @@ impl Store {
             return Err(StoreError::Exists { id });
         }
         let entries = self.entries()?;
-        report.history = history(&entries, &report.name);
+        report.history = match report.reason == BISECT {
+            true => Vec::new(),
+            false => history(&entries, &report.name),
+        };
         report.previous = self.head(&entries);
 
         let files = [
@@ -231,14 +234,7 @@ impl Store {
     /// A number that is none, or a file that is not there or cannot be read.
     pub fn read(&self, id: &str, form: Form) -> Result<Vec<u8>, StoreError> {
         let path = self.path(id, form)?;
-        let read = || {
-            let mut bytes = Vec::new();
-            // One byte more than allowed, so that a file that is too large is seen to be.
-            let limit = BYTES_MAX as u64 + 1;
-            File::open(&path)?.take(limit).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        read().map_err(|error: io::Error| match error.kind() {
+        directory::read(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => StoreError::NoReport { id: id.to_owned() },
             _ => failed(&path, "read")(error),
         })
@@ -261,12 +257,7 @@ impl Store {
     /// A file cannot be read. What is wrong with the reports themselves is in [`Chain::broken`].
     pub fn verify_chain(&self) -> Result<Chain, StoreError> {
         let _locked = self.lock()?;
-        let mut reports = BTreeMap::new();
-        for id in self.ids()? {
-            let bytes = self.read(&id, Form::Json)?;
-            reports.insert(id, verify(&bytes, Some(&self.key.public())));
-        }
-        Ok(Chain::of(&reports))
+        Ok(verify_directory(&self.dir, Some(&self.key.public()))?.chain)
     }
 
     /// Removes the oldest reports so that a number of them stays; returns how many were removed.
@@ -314,27 +305,9 @@ impl Store {
         self.dir.join(format!("{id}.{extension}"))
     }
 
-    fn names(&self) -> Result<Vec<String>, StoreError> {
-        let read = || -> io::Result<Vec<String>> {
-            let entries = fs::read_dir(&self.dir)?;
-            let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
-            names.filter_map(Result::transpose).collect()
-        };
-        read().map_err(failed(&self.dir, "read"))
-    }
-
-    /// The numbers of all reports, the newest last.
-    fn ids(&self) -> Result<Vec<String>, StoreError> {
-        let names = self.names()?;
-        let ids = names.iter().filter_map(|name| name.strip_suffix(".json"));
-        let mut ids: Vec<String> = ids.filter(|id| is_id(id)).map(str::to_owned).collect();
-        ids.sort();
-        Ok(ids)
-    }
-
     /// All reports in short, the newest last.
     fn entries(&self) -> Result<Vec<Entry>, StoreError> {
-        let ids = self.ids()?;
+        let ids = directory::ids(&self.dir)?;
         Ok(ids.iter().filter_map(|id| self.entry(id)).collect())
     }
 
@@ -399,9 +372,11 @@ impl Store {
     }
 }
 
-/// The drills of a plan before this one, the oldest first.
+/// The drills of a plan before this one, the oldest first; probes of bisections left out.
 fn history(entries: &[Entry], name: &str) -> Vec<Earlier> {
-    let same = entries.iter().filter(|entry| entry.summary.name == name);
+    let same = entries
+        .iter()
+        .filter(|entry| entry.summary.name == name && !entry.summary.is_probe());
     let mut history: Vec<Earlier> = same
         .map(|entry| Earlier {
             id: entry.summary.id.clone(),
@@ -415,7 +390,7 @@ fn history(entries: &[Entry], name: &str) -> Vec<Earlier> {
     history
 }
 
-fn failed(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> StoreError {
+pub(super) fn failed(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Io {
         path,

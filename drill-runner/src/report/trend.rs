@@ -6,7 +6,7 @@ use super::{
     shown::line,
     words::{class, length, length_or_none, moment, plate, sign, word},
 };
-use crate::outcome::{Earlier, Report};
+use crate::outcome::{BISECT, Earlier, Report};
 
 const PLOT_PX: f64 = 120.0;
 const TOP_PX: f64 = 18.0;
@@ -16,6 +16,9 @@ const HEIGHT_PX: f64 = TOP_PX + PLOT_PX + BELOW_PX + 8.0;
 
 /// Shows earlier drills and this one; nothing where there is no earlier one.
 pub(super) fn trend(report: &Report) -> Markup {
+    if report.reason == BISECT {
+        return html! { p class="muted" { "It was a probe of a bisection, which has no place in the trend." } };
+    }
     if report.history.is_empty() {
         return html! { p class="muted" { "This is the first drill of this plan on this host." } };
     }

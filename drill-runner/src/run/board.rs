@@ -341,6 +341,7 @@ fn blank(plan: &MachinePlan, stage: &dyn Stage) -> MachineReport {
     let left_out = |target: &String| plan.leave_out.contains(target);
     MachineReport {
         name: plan.name.clone(),
+        machine_id: String::new(),
         domain: String::new(),
         point,
         data_age_ms,

@@ -167,6 +167,18 @@ fn a_script_on_views_finds_the_newest_good_point_and_a_broken_search_goes_on() {
     );
     script.looked_at();
 
+    // A program that does not run says nothing of any point.
+    let mute = daemon.dir.join("mute").display().to_string();
+    fs::write(&mute, "#!/bin/sh\n").expect("a file");
+    let mut of_mute = of_all;
+    of_mute[6] = &mute;
+    let ran = daemon.cli(&[&["bisect"], of_mute.as_slice()].concat());
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(
+        ran.err.contains("8 points in a row could not be looked at"),
+        "{ran:?}"
+    );
+
     // Ctrl-C, and then a crash of the daemon: what was found is remembered.
     fs::write(&script.slow, "").expect("a mark");
     let mut child = begin(&daemon, &of_all);

@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -229,7 +229,7 @@ fn what_does_not_hold_fails_its_own_check_with_a_cause_and_a_kept_drill_can_be_l
     if !needs_libvirt() {
         return;
     }
-    let daemon = daemon_with_plugin();
+    let mut daemon = daemon_with_plugin();
     let network = Network::with_host();
     let options = ["--network", &network.name, "--agent", "qemu-ga"];
     let actor = Actor::start(&daemon, "fails", &options);
@@ -350,4 +350,13 @@ fn what_does_not_hold_fails_its_own_check_with_a_cause_and_a_kept_drill_can_be_l
     drill::wait_nothing_left(&daemon, &[name], &before);
     daemon.refused(&["drill-discard", id], "no drill");
     daemon.refused(&["drill-shell", id, "--", "true"], "does not run here");
+
+    // A stop removes what was kept, and does not wait for it any longer than that takes.
+    let (_, drill) = drill_one(&daemon, &[&keep, "--keep-on-failure"]);
+    assert_eq!(drill["kept"], json!(true), "{drill}");
+    let began = Instant::now();
+    daemon.stop();
+    assert!(began.elapsed() < Duration::from_secs(15), "{began:?}");
+    daemon.start_again();
+    drill::wait_nothing_left(&daemon, &[name], &before);
 }

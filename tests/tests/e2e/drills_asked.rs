@@ -1,6 +1,6 @@
 //! Whoever asks: programs of a drill run as the user who asked for it; and a plan takes its machines over as a group.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 
 use serde_json::Value;
 use virt_cdp_tests::{
@@ -8,7 +8,7 @@ use virt_cdp_tests::{
     drill::{self, Actor, traces},
     epoch_ns,
     guest::Guest,
-    must, needs_libvirt, program, run, unique,
+    must, needs_libvirt, program, run, unique, wait_for,
 };
 
 /// A user without any rights, and the group that may use this daemon.
@@ -140,7 +140,9 @@ fn a_plan_takes_its_machines_over_at_one_moment_all_of_them_or_none() {
     let of_moment = shop.point(&daemon, "echo old");
     let all = daemon.json(&["point-list", names[1]]);
     let made = all["points"].as_array().expect("points").iter();
-    let made = made.clone().find(|one| one["id"].to_string() == of_moment);
+    let made = made
+        .clone()
+        .find(|one| one["id"].as_u64() == of_moment.parse().ok());
     let moment = made.expect("the point")["time"]
         .as_str()
         .expect("a time")
@@ -214,5 +216,30 @@ fn a_plan_takes_its_machines_over_at_one_moment_all_of_them_or_none() {
         assert!(line.contains(kib), "{info}");
         daemon.ok(&["takeover-discard", &copy.name]);
     }
+    drill::wait_nothing_left(&daemon, &[names[0], names[1], &prefix], &before);
+
+    // Ctrl-C while the second waits for its turn: there is no first one either.
+    let plan = format!(
+        "[[machine]]\nname = '{}'\nafter = ['{}']\ndelay = '10m'\n[[machine]]\nname = '{}'\n",
+        names[1], names[0], names[0]
+    );
+    fs::write(&file, plan).expect("a plan");
+    let mut child = std::process::Command::new(program())
+        .arg("-c")
+        .arg(daemon.socket())
+        .args(["takeover", &file, "--at", &moment, "--name", &prefix])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("virt-cdp starts");
+    let made = || daemon.json(&["takeover-list"])["takeovers"].clone();
+    wait_for("the first is there", Duration::from_secs(30), || {
+        let made = made();
+        let is_there = made[0]["state"] == "running";
+        is_there.then_some(()).ok_or_else(|| made.to_string())
+    });
+    must("kill", &["-INT", &child.id().to_string()]);
+    assert_eq!(child.wait().expect("its status").code(), Some(1));
+    assert_eq!(made(), serde_json::json!([]));
     drill::wait_nothing_left(&daemon, &[names[0], names[1], &prefix], &before);
 }

@@ -18,6 +18,9 @@ use crate::api::v1;
 /// Each probe halves the span that is left: a week of one-second points takes about 20. A program of --script gets the disks
 /// of the point as read-only views (VIRT_CDP_VIEW_vda and so on, NBD URIs); it exits with 0 where the point is good. Ctrl-C
 /// breaks the search off; the same command goes on where it was.
+///
+/// A point that cannot be looked at (a drill of it cannot be held, the program does not run) is neither good nor bad: another
+/// beside it is looked at, and the answer names it. Where that is so of 8 in a row, the search ends with the cause.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = super::AT_HELP)]
 pub(super) struct Args {
@@ -102,7 +105,7 @@ fn tell(state: Option<&v1::BisectState>, told: &mut usize) {
     };
     for (number, probe) in state.probes.iter().enumerate().skip(*told) {
         let point = probe.point.clone().unwrap_or_default();
-        let outcome = if probe.passed { "good" } else { "bad" };
+        let outcome = outcome(probe);
         let why = match probe.why.as_str() {
             "" => String::new(),
             why => format!(": {}", plain(why)),
@@ -122,6 +125,29 @@ fn tell(state: Option<&v1::BisectState>, told: &mut usize) {
     *told = state.probes.len();
 }
 
+/// What came of a probe.
+pub(super) fn outcome(probe: &v1::BisectProbe) -> &'static str {
+    match (probe.skipped, probe.passed) {
+        (true, _) => "not looked at",
+        (false, true) => "good",
+        (false, false) => "bad",
+    }
+}
+
+/// The points behind the newest good one and before the first bad one of which nothing is known.
+pub(super) fn unknown(state: &v1::BisectState) -> Vec<&v1::Point> {
+    let id = |point: &Option<v1::Point>| point.as_ref().map(|point| point.id);
+    let after = id(&state.newest_good).unwrap_or(0);
+    let before = id(&state.oldest_bad).unwrap_or(u64::MAX);
+    let skipped = state.probes.iter().filter(|probe| probe.skipped);
+    let points = skipped.filter_map(|probe| probe.point.as_ref());
+    let mut between: Vec<&v1::Point> = points
+        .filter(|point| after < point.id && point.id < before)
+        .collect();
+    between.sort_by_key(|point| point.id);
+    between
+}
+
 fn answer(name: &str, state: &v1::BisectState) -> String {
     let point = |point: &v1::Point| format!("point {}, {}", point.id, local(point.time_ns));
     let probes = format!(
@@ -129,15 +155,30 @@ fn answer(name: &str, state: &v1::BisectState) -> String {
         state.probes.len(),
         state.points
     );
+    let unknown: Vec<String> = unknown(state)
+        .iter()
+        .map(|point| point.id.to_string())
+        .collect();
+    let unknown = match unknown.as_slice() {
+        [] => String::new(),
+        [one] => format!("not looked at: point {one}, which may be either\n"),
+        more => format!(
+            "not looked at: points {}, each may be either\n",
+            more.join(", ")
+        ),
+    };
     match (&state.newest_good, &state.oldest_bad) {
         (Some(good), Some(bad)) => format!(
-            "newest good: {}\nfirst bad:   {}\n{probes}\ntake it over: virt-cdp takeover {} --at {}\n",
+            "newest good: {}\nfirst bad:   {}\n{unknown}{probes}\ntake it over: virt-cdp takeover {} --at {}\n",
             point(good),
             point(bad),
             super::text::quoted(name),
             good.id
         ),
-        (Some(good), None) => format!("all are good; the newest: {}\n{probes}\n", point(good)),
-        (None, _) => format!("none is good\n{probes}\n"),
+        (Some(good), None) => format!(
+            "all are good; the newest: {}\n{unknown}{probes}\n",
+            point(good)
+        ),
+        (None, _) => format!("none is good\n{unknown}{probes}\n"),
     }
 }

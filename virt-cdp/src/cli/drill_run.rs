@@ -64,13 +64,19 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
     let (plan, moments) = plan(&args)?;
-    let mut failed = None;
+    let (mut failed, mut refused) = (None, None);
     let mut reports = Vec::new();
     for moment in moments {
-        let request = request(&plan, &moment)?;
-        let report = follow(session, request)?;
+        let held = request(&plan, &moment).and_then(|request| follow(session, request));
+        let report = match held {
+            Ok(report) => report,
+            Err(error) => {
+                refused = Some(error);
+                break;
+            }
+        };
         if let Some(dir) = &args.report {
-            write_report(session, &report.id, dir)?;
+            refused = write_report(session, &report.id, dir).err();
         }
         if session.reader == Reader::People {
             super::session::put(summary(&report).trim_end());
@@ -98,12 +104,17 @@ pub(super) fn run(args: Args, session: &mut Session) -> CliResult {
             }
         }
         reports.push(json_drill::Held::from(&report));
-        if verdict == Verdict::Cancelled {
+        if verdict == Verdict::Cancelled || refused.is_some() {
             break;
         }
     }
-    if session.reader == Reader::Programs {
+    // What was held is told, also where a later one is refused.
+    let has_answer = refused.is_none() || !reports.is_empty();
+    if session.reader == Reader::Programs && has_answer {
         session.answer(&json_drill::HeldAll { drills: reports }, String::new)?;
+    }
+    if let Some(error) = refused {
+        return Err(error);
     }
     match failed {
         None => Ok(()),

@@ -276,7 +276,7 @@ document! {
 
 document! {
     /// `takeover` of a plan.
-    TakenOverGroup(r: v1::TakeoverGroupReply) { takeovers: Vec<TakenOver> = all(&r.takeovers), }
+    TakenOverGroup(r: v1::Job) { takeovers: Vec<TakenOver> = all(&r.takeovers), }
 }
 
 document! {

@@ -176,12 +176,14 @@ pub(super) struct Bisected<'a> {
     points: u64,
     newest_good: Option<json::Point>,
     oldest_bad: Option<json::Point>,
+    not_looked_at: Vec<json::Point>,
     probes: Vec<Probe<'a>>,
 }
 
 #[derive(Debug, Serialize)]
 struct Probe<'a> {
     point: Option<json::Point>,
+    outcome: &'a str,
     passed: bool,
     why: &'a str,
     took_ms: u64,
@@ -193,6 +195,10 @@ impl<'a> From<&'a v1::BisectState> for Bisected<'a> {
     fn from(state: &'a v1::BisectState) -> Self {
         let probe = |probe: &'a v1::BisectProbe| Probe {
             point: probe.point.as_ref().map(json::Point::from),
+            outcome: match super::bisect::outcome(probe) {
+                "not looked at" => "not-looked-at",
+                other => other,
+            },
             passed: probe.passed,
             why: &probe.why,
             took_ms: probe.took_ms,
@@ -203,6 +209,10 @@ impl<'a> From<&'a v1::BisectState> for Bisected<'a> {
             points: state.points,
             newest_good: state.newest_good.as_ref().map(json::Point::from),
             oldest_bad: state.oldest_bad.as_ref().map(json::Point::from),
+            not_looked_at: super::bisect::unknown(state)
+                .into_iter()
+                .map(json::Point::from)
+                .collect(),
             probes: state.probes.iter().map(probe).collect(),
         }
     }

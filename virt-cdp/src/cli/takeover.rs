@@ -5,8 +5,9 @@ use clap::ValueEnum;
 use super::{
     at,
     error::{CliError, CliResult},
+    job::{OnInterrupt, watch},
     json,
-    session::Session,
+    session::{Reader, Session},
     text::{plain, quoted},
 };
 use crate::{api::v1, units};
@@ -17,7 +18,8 @@ const MEMORY_LEAST: u64 = 1 << 20;
 /// Starts a new virtual machine from a machine as it was, or those of a plan at one moment
 ///
 /// It runs within seconds whatever the size of the disks, as they are read from what is kept while it runs;
-/// `takeover-commit` copies the rest, `takeover-discard` removes all of it. The machine itself is not touched.
+/// `takeover-commit` copies the rest, `takeover-discard` removes all of it. The machine itself is not touched. Ctrl-C while those of
+/// a plan are started ends that, and removes what was started.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = super::AT_HELP)]
 pub(super) struct Args {
@@ -119,14 +121,30 @@ fn run_plan(args: Args, session: &mut Session) -> CliResult {
         paused: args.paused,
         prefix: args.new_name.unwrap_or_default(),
     };
-    let reply = session
+    let job = session
         .client
         .call(async |api| api.takeover_group(request).await)?;
-    let document = json::TakenOverGroup::from(&reply);
+    let (reader, mut told) = (session.reader, 0);
+    let job = watch(session, job, OnInterrupt::Cancel, &mut |job| {
+        if reader == Reader::People {
+            tell(&job.takeovers, &mut told);
+        }
+    })?;
+    let document = json::TakenOverGroup::from(&job);
     session.answer(&document, || {
-        let parts = reply.takeovers.iter().map(|one| summary(one, at));
+        let parts = job.takeovers.iter().map(|one| summary(one, at));
         parts.collect::<Vec<_>>().join("\n")
     })
+}
+
+/// Tells people of the machines that were started since it was told last.
+fn tell(takeovers: &[v1::TakeoverReply], told: &mut usize) {
+    for reply in takeovers.iter().skip(*told) {
+        let takeover = reply.takeover.clone().unwrap_or_default();
+        eprintln!("{} is {}", plain(&takeover.name), plain(&takeover.state));
+    }
+    // Those of a group that is given up are gone from the job.
+    *told = takeovers.len().max(*told);
 }
 
 /// Parses a size of memory.

@@ -194,7 +194,7 @@ calls! {
     get_drill_document(v1::DrillDocumentRequest) -> v1::DrillDocument =
         |engine, message| engine.get_drill_document(message);
     discard_drill(v1::DrillIdRequest) -> v1::Empty = |engine, message| engine.discard_drill(message).map(empty);
-    takeover_group(v1::TakeoverGroupRequest) -> v1::TakeoverGroupReply = |engine, message| engine.takeover_group(message);
+    takeover_group(v1::TakeoverGroupRequest) -> v1::Job = |engine, message| engine.takeover_group(message);
     get_space(v1::SpaceRequest) -> v1::Space = |engine, message| engine.get_space(message);
 }
 

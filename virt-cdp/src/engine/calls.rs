@@ -357,11 +357,8 @@ impl api::Engine for EngineHandle {
         self.0.bisect(request, peer)
     }
 
-    fn takeover_group(
-        &self,
-        request: v1::TakeoverGroupRequest,
-    ) -> ApiResult<v1::TakeoverGroupReply> {
-        self.0.takeover_group(&request)
+    fn takeover_group(&self, request: v1::TakeoverGroupRequest) -> ApiResult<v1::Job> {
+        self.0.takeover_group(request)
     }
 
     fn hint_domain(&self, hint: v1::DomainHint) {

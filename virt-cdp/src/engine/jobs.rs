@@ -1,4 +1,4 @@
-//! Long work of the daemon: exports, commits and verifications, each on a thread of its own, watched by polling.
+//! Long work of the daemon: exports, commits, verifications, drills, searches and takeovers of groups, each on a thread of its own, watched by polling.
 //!
 //! A job's state is a small record behind a mutex; the worker updates it through [`JobHandle`]. Ended
 //! jobs are kept (the newest [`ENDED_MAX`]) so that a client that polls late still gets its answer.
@@ -12,6 +12,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use crate::api::{ApiError, ApiErrorKind, ApiResult, v1};
@@ -19,6 +20,9 @@ use crate::engine::guard;
 
 /// How many ended jobs are remembered.
 const ENDED_MAX: usize = 100;
+
+/// How long a job that waits may take to see that it is cancelled.
+const CANCEL_LATENCY: Duration = Duration::from_millis(20);
 
 /// All jobs of the daemon.
 #[derive(Default)]
@@ -73,6 +77,28 @@ impl JobHandle {
     /// Notes how far a bisection has come.
     pub(crate) fn bisected(&self, state: v1::BisectState) {
         guard(&self.record).bisect = Some(state);
+    }
+
+    /// Notes a machine that was taken over.
+    pub(crate) fn took_over(&self, takeover: v1::TakeoverReply) {
+        guard(&self.record).takeovers.push(takeover);
+    }
+
+    /// Notes that what was taken over was removed again.
+    pub(crate) fn gave_back(&self) {
+        guard(&self.record).takeovers.clear();
+    }
+
+    /// Waits, unless it is cancelled; tells whether it has waited to the end.
+    pub(crate) fn wait(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if self.is_cancelled() || left.is_zero() {
+                return !self.is_cancelled();
+            }
+            thread::sleep(left.min(CANCEL_LATENCY));
+        }
     }
 
     /// Notes a file that was written whole.
@@ -173,5 +199,29 @@ impl Jobs {
     /// Asks every running job to stop.
     pub(crate) fn cancel_all(&self) {
         guard(&self.jobs).values().for_each(|j| j.cancel());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_waits_ends_soon_when_it_is_cancelled() {
+        let jobs = Jobs::default();
+        let began = Instant::now();
+        let job = jobs.start("takeover", "shop", None, |job| {
+            assert!(job.wait(Duration::from_millis(1)));
+            match job.wait(Duration::from_secs(600)) {
+                true => Ok(()),
+                false => Err(ApiError::new(ApiErrorKind::Unavailable, "cancelled")),
+            }
+        });
+        let job = jobs.get(&job.unwrap().id).unwrap();
+        job.cancel();
+        while job.record().state == "running" && began.elapsed() < Duration::from_secs(10) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(job.record().state, "cancelled");
     }
 }

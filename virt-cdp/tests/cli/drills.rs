@@ -1,5 +1,6 @@
 //! Drills on the command line: plans are checked before anything is asked, and the verdict is the exit code.
 
+use drill_runner::{outcome::Report, report::Store};
 use serde_json::{Value, json};
 
 use crate::stage::Stage;
@@ -166,8 +167,14 @@ fn a_search_tells_its_probes_and_the_answer() {
         ran.stderr
     );
     assert!(
+        ran.stderr.contains("point 124") && ran.stderr.contains(": not looked at ("),
+        "{}",
+        ran.stderr
+    );
+    assert!(
         ran.stdout.contains("newest good: point 123")
-            && ran.stdout.contains("2 probes among 86400 points"),
+            && ran.stdout.contains("3 probes among 86400 points")
+            && ran.stdout.contains("not looked at: point 124"),
         "{}",
         ran.stdout
     );
@@ -186,9 +193,12 @@ fn a_search_tells_its_probes_and_the_answer() {
     .unwrap();
     assert_eq!(
         (&told["newest_good"]["id"], &told["oldest_bad"]["id"]),
-        (&json!(123), &json!(124))
+        (&json!(123), &json!(125))
     );
     assert_eq!(told["probes"][1]["passed"], false);
+    assert_eq!(told["probes"][1]["outcome"], "bad");
+    assert_eq!(told["probes"][2]["outcome"], "not-looked-at");
+    assert_eq!(told["not_looked_at"][0]["id"], 124);
     for words in [
         vec!["bisect", "web1", "--from", "7d"],
         vec![
@@ -205,4 +215,87 @@ fn a_search_tells_its_probes_and_the_answer() {
     ] {
         assert_eq!(stage.run(&words).code, Some(2), "{words:?}");
     }
+}
+
+#[test]
+fn what_was_held_is_told_where_a_later_point_is_refused() {
+    let stage = Stage::new();
+    let home = tempfile::tempdir().unwrap();
+    let plan = home.path().join("points.toml");
+    let text = "name = \"points\"\npoint = [\"123\", \"10\"]\n[[machine]]\nname = \"web1\"\n";
+    std::fs::write(&plan, text).unwrap();
+    let ran = stage.run(&["drill-run", plan.to_str().unwrap(), "--json"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let told: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(told["drills"].as_array().map(Vec::len), Some(1), "{told}");
+    assert!(ran.stderr.contains("there is no point 10"), "{ran:?}");
+}
+
+#[test]
+fn a_group_is_taken_over_by_a_job() {
+    let stage = Stage::new();
+    let home = tempfile::tempdir().unwrap();
+    let plan = home.path().join("shop.toml");
+    std::fs::write(&plan, "name = \"shop\"\n[[machine]]\nname = \"web1\"\n").unwrap();
+    let path = plan.to_str().unwrap();
+    let ran = stage.run(&["takeover", path, "--at", "latest"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stderr.contains("web1-takeover-123 is running"));
+    assert!(ran.stdout.contains("takeover-discard web1-takeover-123"));
+    let told = stage.run(&["takeover", path, "--at", "latest", "--json"]);
+    let told: Value = serde_json::from_str(&told.good()).unwrap();
+    let name = &told["takeovers"][0]["takeover"]["name"];
+    assert_eq!(name, "web1-takeover-123");
+}
+
+#[test]
+fn the_reports_of_a_directory_are_verified_with_their_chain() {
+    let stage = Stage::new();
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("reports");
+    let store = Store::open(&dir, &home.path().join("key")).unwrap();
+    for number in 1..=3 {
+        let mut report: Report = serde_json::from_str(&crate::fake_drill::live("drill-1")).unwrap();
+        report.id = format!("20260102-030405-0000000{number}");
+        store.add(report).unwrap();
+    }
+    let path = dir.to_str().unwrap();
+    let told = stage.run(&["report-verify", path, "--json"]).good();
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["reports"], 3, "{told}");
+    assert_eq!(told["begins_after"], Value::Null);
+    assert_eq!(told["newest"]["id"], "20260102-030405-00000003");
+    let text = stage.run(&["report-verify", path]).good();
+    assert!(text.contains("3 reports in ") && text.contains("compare the key"));
+    // One by itself names its own hash, and that of the one before.
+    let file = |number: u32| dir.join(format!("20260102-030405-0000000{number}.json"));
+    let of = |number: u32| {
+        let file = file(number);
+        let told = stage.run(&["report-verify", file.to_str().unwrap(), "--json"]);
+        serde_json::from_str::<Value>(&told.good()).unwrap()
+    };
+    assert_eq!(of(3)["previous_sha256"], of(2)["sha256"]);
+    let text = stage
+        .run(&["report-verify", file(3).to_str().unwrap()])
+        .good();
+    assert!(text.contains(of(2)["sha256"].as_str().unwrap()), "{text}");
+    // Another key, a beginning that was removed, one that is missing.
+    let other = "ab".repeat(32);
+    let ran = stage.run(&["report-verify", path, "--key", &other]);
+    assert_ne!(ran.code, Some(0), "{ran:?}");
+    let kept = std::fs::read(file(1)).unwrap();
+    std::fs::remove_file(file(1)).unwrap();
+    let text = stage.run(&["report-verify", path]).good();
+    assert!(
+        text.contains("the oldest follows 20260102-030405-00000001"),
+        "{text}"
+    );
+    std::fs::write(file(1), kept).unwrap();
+    std::fs::remove_file(file(2)).unwrap();
+    let ran = stage.run(&["report-verify", path]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(
+        ran.stderr.contains("20260102-030405-00000002, is missing"),
+        "{ran:?}"
+    );
 }

@@ -317,6 +317,14 @@ fn takeover(state: &str) -> v1::Takeover {
     }
 }
 
+fn taken_over() -> v1::TakeoverReply {
+    v1::TakeoverReply {
+        takeover: Some(takeover("running")),
+        dropped: vec!["host device 0000:01:00.0".into()],
+        ready_ms: 1840,
+    }
+}
+
 fn job(kind: &str, state: &str) -> v1::Job {
     v1::Job {
         id: format!("{kind}-1"),
@@ -592,7 +600,7 @@ impl Engine for Fake {
         let state = match request.id.as_str() {
             _ if *self.cancelled.lock().unwrap() => "cancelled",
             "export-full" => "failed",
-            "export-slow" => "running",
+            "export-slow" | "takeover-slow" => "running",
             _ if self.polls.fetch_add(1, Ordering::SeqCst) == 0 => "running",
             _ => "done",
         };
@@ -601,6 +609,7 @@ impl Engine for Fake {
         match kind {
             "drill" => found.drill_report = fake_drill::live(&request.id),
             "bisect" => found.bisect = Some(fake_drill::bisected()),
+            "takeover" => found.takeovers = vec![taken_over()],
             _ => {}
         }
         if kind == "verify" {
@@ -636,11 +645,7 @@ impl Engine for Fake {
     fn takeover(&self, request: v1::TakeoverRequest) -> ApiResult<v1::TakeoverReply> {
         self.note(&request);
         check(&request.name)?;
-        Ok(v1::TakeoverReply {
-            takeover: Some(takeover("running")),
-            dropped: vec!["host device 0000:01:00.0".into()],
-            ready_ms: 1840,
-        })
+        Ok(taken_over())
     }
 
     fn list_takeovers(&self) -> ApiResult<v1::TakeoverList> {
@@ -664,6 +669,10 @@ impl Engine for Fake {
         self.note(&request);
         assert!(peer.pid.is_some());
         self.polls.store(0, Ordering::SeqCst);
+        if request.plan.contains("point = \"10\"") {
+            let what = "there is no point 10";
+            return Err(ApiError::new(ApiErrorKind::NotFound, what).hint("see point-list"));
+        }
         let mut begun = job("drill", "running");
         if request.plan.contains("name = \"bad\"") {
             begun.id = "drill-bad".into();
@@ -698,12 +707,16 @@ impl Engine for Fake {
         })
     }
 
-    fn takeover_group(
-        &self,
-        request: v1::TakeoverGroupRequest,
-    ) -> ApiResult<v1::TakeoverGroupReply> {
+    fn takeover_group(&self, request: v1::TakeoverGroupRequest) -> ApiResult<v1::Job> {
         self.note(&request);
-        Ok(v1::TakeoverGroupReply::default())
+        *self.cancelled.lock().unwrap() = false;
+        let mut begun = job("takeover", "running");
+        // One that is slow goes on until it is cancelled.
+        match request.plan.contains("slow") {
+            true => begun.id = "takeover-slow".into(),
+            false => self.polls.store(0, Ordering::SeqCst),
+        }
+        Ok(begun)
     }
 
     fn hint_domain(&self, request: v1::DomainHint) {

@@ -28,6 +28,7 @@ pub(crate) fn report(verdict: Verdict) -> Report {
     };
     let machine = MachineReport {
         name: "web1".into(),
+        machine_id: "6f1c9a54-0d34-4c6e-9d0e-1b2f3a4c5d6e".into(),
         domain: "web1-drill-20260102-030405-4f2a".into(),
         point: Some(PointFacts {
             id: 123,
@@ -139,13 +140,20 @@ pub(crate) fn bisected() -> v1::BisectState {
         took_ms: 1500,
         drill: String::new(),
         remembered: passed,
+        skipped: false,
+    };
+    let skipped = v1::BisectProbe {
+        point: Some(v1::Point { id: 124, ..point() }),
+        why: "the drill could not be held".into(),
+        skipped: true,
+        ..Default::default()
     };
     v1::BisectState {
         points: 86_400,
-        probes: vec![probe(true), probe(false)],
+        probes: vec![probe(true), probe(false), skipped],
         done: true,
         newest_good: Some(point()),
-        oldest_bad: Some(v1::Point { id: 124, ..point() }),
+        oldest_bad: Some(v1::Point { id: 125, ..point() }),
         left_most: 0,
     }
 }

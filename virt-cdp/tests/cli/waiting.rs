@@ -128,6 +128,27 @@ fn ctrl_c_leaves_the_protection_running_and_says_so() {
 }
 
 #[test]
+fn ctrl_c_cancels_the_takeover_of_a_plan() {
+    let stage = Stage::new();
+    let home = tempfile::tempdir().unwrap();
+    let plan = home.path().join("slow.toml");
+    let text = "name = \"slow\"\n[[machine]]\nname = \"web1\"\ndelay = \"1h\"\n";
+    std::fs::write(&plan, text).unwrap();
+    let ran = interrupted(
+        &stage,
+        &["takeover", plan.to_str().unwrap(), "--at", "latest"],
+    );
+    assert_eq!(
+        (ran.code, ran.stderr.as_str()),
+        (
+            Some(1),
+            "web1-takeover-123 is running\nerror: the takeover was cancelled\n"
+        )
+    );
+    assert_eq!(stage.asked(), "JobRequest { id: \"takeover-slow\" }");
+}
+
+#[test]
 fn ctrl_c_cancels_an_export() {
     let stage = Stage::new();
     let ran = interrupted(&stage, &["export", "slow", "--at", "latest", "/out"]);

@@ -6,11 +6,13 @@
 //! 3. for each partition a window onto the overlay as a file of FUSE, its journal replayed as a mount would, and the checker
 //!    of its file system told to change nothing ([`filesystem`]).
 //!
-//! What a checker does not exist for (LVM, LUKS, swap, what nobody knows) is named as not looked at.
+//! What a checker does not exist for (LVM, LUKS, swap, what nobody knows) is named as not looked at. Where that is all of a disk
+//! that is asked for, or of all disks, nothing is known about the copy: the check could not be made. A disk on which nothing is
+//! known at all is another matter: there should be something.
 //!
 //! Invariant: the view is never written to, and folder, exports and processes are gone afterwards, also when the bound ends
-//! it in the middle. A crash of this program leaves the folder `virt-cdp-fsck-DRILL-...` in the folder for temporary files,
-//! with a dead mount in it.
+//! it in the middle. A crash of this program leaves the folder `fsck-...` in the drill's own directory, with a dead mount in
+//! it: whoever removes that directory unmounts it first.
 
 mod filesystem;
 mod overlay;
@@ -26,6 +28,9 @@ use super::{
 use crate::stage::Volume;
 use filesystem::Found;
 use overlay::Overlay;
+
+/// What `blkid` calls swap space, in which nothing lasts: nobody misses a look at it.
+const SWAP: &str = "swap";
 
 /// Why a disk could not be looked at.
 enum Trouble {
@@ -48,6 +53,12 @@ struct Sum {
     bad: Vec<String>,
     skipped: Vec<String>,
     missing: Vec<String>,
+    /// Disks of which nothing could be looked at, though it is known what is on them.
+    blind: Vec<String>,
+    /// Disks with nothing on them that is known.
+    blank: Vec<String>,
+    /// Whether something that has a content to look at was not looked at.
+    is_partial: bool,
     output: String,
 }
 
@@ -75,7 +86,7 @@ pub(super) fn attempt(disks: &[String], place: &Place<'_>, bound: &Bound<'_>) ->
             }
         }
     }
-    judge(&sum).with_output(&sum.output)
+    judge(&sum, !disks.is_empty()).with_output(&sum.output)
 }
 
 /// Looks at one disk.
@@ -90,9 +101,11 @@ fn disk(
         let whole = overlay.show(0, volume.size_bytes, false, bound)?;
         partition::find(&whole, volume, place, bound)?
     };
+    let looked_at = sum.looked_at();
     for part in &parts {
         let Some(kind) = part.content.as_deref() else {
             sum.skip(&part.name, "nothing that is known");
+            sum.is_partial = true;
             continue;
         };
         let checked = filesystem::check(kind, part, &overlay, place, bound)?;
@@ -107,7 +120,10 @@ fn disk(
                 sum.bad
                     .push(format!("{} ({kind}): {}", part.name, quote(line)));
             }
-            Found::Skipped(why) => sum.skip(&part.name, &why),
+            Found::Skipped(why) => {
+                sum.skip(&part.name, &why);
+                sum.is_partial |= kind != SWAP;
+            }
             Found::NoTool(tool) => {
                 let _ = writeln!(
                     sum.output,
@@ -124,10 +140,24 @@ fn disk(
     if parts.is_empty() {
         sum.skip(&volume.target, "no partition");
     }
+    if sum.looked_at() == looked_at {
+        let is_known = parts.iter().any(|part| part.content.is_some());
+        let disks = if is_known {
+            &mut sum.blind
+        } else {
+            &mut sum.blank
+        };
+        disks.push(volume.target.clone());
+    }
     Ok(())
 }
 
 impl Sum {
+    /// How many file systems a checker has judged, or could not as it is missing.
+    fn looked_at(&self) -> usize {
+        self.good.len() + self.bad.len() + self.missing.len()
+    }
+
     fn skip(&mut self, name: &str, why: &str) {
         let _ = writeln!(self.output, "{name}: not looked at: {why}");
         self.skipped.push(format!("{name} ({why})"));
@@ -147,22 +177,87 @@ fn first_complaint(text: &str) -> &str {
         .unwrap_or(text)
 }
 
-fn judge(sum: &Sum) -> Seen {
-    let skipped = match sum.skipped.is_empty() {
-        true => String::new(),
-        false => format!("; not looked at: {}", sum.skipped.join(", ")),
-    };
+fn judge(sum: &Sum, are_named: bool) -> Seen {
+    let skipped = sum.skipped.join(", ");
     if !sum.bad.is_empty() {
         return Seen::never(format!("not in order: {}", sum.bad.join("; ")));
     }
     if let Some(first) = sum.missing.first() {
         return Seen::broken(first);
     }
-    match sum.good.as_slice() {
-        [] => Seen::never(format!(
-            "there was no file system to look at{}",
-            skipped.replacen("; not looked at", "", 1)
-        )),
-        good => Seen::passed(format!("in order: {}{skipped}", good.join(", "))),
+    let is_short = are_named || sum.good.is_empty();
+    if is_short && !sum.blank.is_empty() {
+        return Seen::never(format!("there was no file system to look at: {skipped}"));
+    }
+    if is_short && !sum.blind.is_empty() {
+        let disks = sum.blind.join(", ");
+        return Seen::broken(format!(
+            "nothing on {disks} could be looked at: {skipped}; have a check in the guest look at it"
+        ));
+    }
+    let good = sum.good.join(", ");
+    Seen::passed(match (sum.is_partial, skipped.as_str()) {
+        (true, _) => format!("looked at in part: in order: {good}; not looked at: {skipped}"),
+        (false, "") => format!("in order: {good}"),
+        (false, _) => format!("in order: {good}; not looked at: {skipped}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::seen::Come;
+
+    fn sum(good: &[&str], blind: &[&str], blank: &[&str]) -> Sum {
+        let own = |all: &[&str]| all.iter().map(|one| (*one).to_owned()).collect();
+        let mut sum = Sum {
+            good: own(good),
+            blind: own(blind),
+            blank: own(blank),
+            ..Sum::default()
+        };
+        blind
+            .iter()
+            .for_each(|disk| sum.skip(disk, "LVM2_member has no checker here"));
+        blank
+            .iter()
+            .for_each(|disk| sum.skip(disk, "nothing that is known"));
+        sum.is_partial = !sum.skipped.is_empty();
+        sum
+    }
+
+    #[test]
+    fn what_could_not_be_looked_at_says_nothing_about_the_copy() {
+        for (sum, are_named, come, saw) in [
+            (sum(&["vda1"], &[], &[]), true, Come::Passed, "in order: "),
+            (
+                sum(&["vda1"], &["vdb"], &[]),
+                false,
+                Come::Passed,
+                "looked at in part: in order: vda1; not",
+            ),
+            (
+                sum(&["vda1"], &["vdb"], &[]),
+                true,
+                Come::Broken,
+                "nothing on vdb could be",
+            ),
+            (
+                sum(&[], &["vda"], &[]),
+                false,
+                Come::Broken,
+                "nothing on vda could be",
+            ),
+            (
+                sum(&[], &["vda"], &["vdb"]),
+                false,
+                Come::Never,
+                "there was no file",
+            ),
+        ] {
+            let seen = judge(&sum, are_named);
+            assert_eq!(seen.come, come, "{seen:?}");
+            assert!(seen.saw.starts_with(saw), "{seen:?}");
+        }
     }
 }

@@ -58,15 +58,9 @@ impl<'a> Overlay<'a> {
                     .into(),
             );
         }
-        let drill: String = place
-            .facts
-            .drill
-            .chars()
-            .filter(|letter| letter.is_ascii_alphanumeric() || *letter == '-')
-            .collect();
         let folder = tempfile::Builder::new()
-            .prefix(&format!("virt-cdp-fsck-{drill}-"))
-            .tempdir()
+            .prefix("fsck-")
+            .tempdir_in(place.dir)
             .map_err(|error| format!("there is no folder for an overlay: {}", cause(&error)))?;
         let made = Self { folder, place };
         let program = Program::new("qemu-img", place).with(|command| {

@@ -10,7 +10,6 @@ mod sockets;
 
 use std::{
     net::IpAddr,
-    path::Path,
     path::PathBuf,
     sync::{
         Mutex,
@@ -82,6 +81,7 @@ struct Scene {
     machine: Machine,
     facts: Facts,
     plugins: PathBuf,
+    dir: tempfile::TempDir,
     run_as: Option<(u32, u32)>,
     cancelled: AtomicBool,
     marker: (String, String),
@@ -113,6 +113,7 @@ impl Scene {
                 has_network: true,
             },
             plugins: PathBuf::from("/nowhere"),
+            dir: tempfile::tempdir().unwrap(),
             run_as: None,
             cancelled: AtomicBool::new(false),
             marker: ("VIRT_CDP_TEST_MARK".into(), "mark".into()),
@@ -133,7 +134,7 @@ impl Scene {
             facts: &self.facts,
             run_as: self.run_as,
             plugins: &self.plugins,
-            dir: Path::new("/nowhere"),
+            dir: self.dir.path(),
             clock: Clock {
                 began: Instant::now(),
             },

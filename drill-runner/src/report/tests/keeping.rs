@@ -7,7 +7,7 @@ use std::{
 
 use super::sample;
 use crate::{
-    outcome::{Report, Verdict},
+    outcome::{BISECT, Report, Verdict},
     report::{Fault, Form, Key, Store, StoreError, is_id, json, verify},
 };
 
@@ -72,6 +72,27 @@ fn reports_are_chained_and_tell_of_those_before() {
         let verified = verify(&bytes, Some(&store.public_key())).unwrap();
         assert_eq!(verified.previous.unwrap().id, ids[54]);
     }
+}
+
+#[test]
+fn probes_of_bisections_are_in_no_trend_and_prove_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, ids) = filled(dir.path(), 2);
+    let mut probe = small(2);
+    probe.reason = BISECT.into();
+    probe.machines[0].name = "only bisected".into();
+    let probe = store.add(probe).unwrap();
+    assert!(probe.history.is_empty());
+    assert_eq!(probe.previous.unwrap().id, ids[1], "it is in the chain");
+    let html = store.read(&probe.id, Form::Html).unwrap();
+    assert!(String::from_utf8_lossy(&html).contains("has no place in the trend"));
+    let next = store.add(small(3)).unwrap();
+    let before: Vec<String> = next.history.into_iter().map(|one| one.id).collect();
+    assert_eq!(before, ids);
+    let index = fs::read_to_string(dir.path().join("reports/index.html")).unwrap();
+    assert!(index.contains(&probe.id), "it is listed");
+    let (proven, _) = index.split_once("id=\"drills\"").unwrap();
+    assert!(!proven.contains("only bisected"));
 }
 
 #[test]

@@ -29,6 +29,7 @@ use std::{
 };
 
 use drill_runner::{
+    mounts,
     outcome::{Host, Report},
     plan::Plan,
     report::Store,
@@ -39,7 +40,12 @@ use self::{proofs::Proofs, record::Record, stage::DrillStage};
 use crate::{
     api::{ApiError, ApiErrorKind, ApiResult, v1},
     daemon::peer::{Accounts, Peer},
-    engine::{Engine, guard, jobs::JobHandle, machine::now, messages},
+    engine::{
+        Engine, guard,
+        jobs::JobHandle,
+        machine::{Machine, now},
+        messages,
+    },
 };
 
 pub(crate) use group::{Moment, Taken};
@@ -105,7 +111,7 @@ impl Drills {
     }
 
     /// What is proved of a machine.
-    pub(crate) fn proof(&self, machine: &str) -> Option<Proof> {
+    pub(crate) fn proof(&self, machine: &Machine) -> Option<Proof> {
         self.proofs.of_machine(machine)
     }
 
@@ -136,10 +142,17 @@ impl Drills {
 
     /// Has all of them end, and waits for it.
     pub(crate) fn stop(&self) {
-        for (_, one) in self.known() {
+        for (id, one) in self.known() {
             one.is_cancelled.store(true, Ordering::Relaxed);
-            if let Some(kept) = guard(&one.kept).take() {
-                kept.remove();
+            if guard(&one.kept).is_none() {
+                continue;
+            }
+            match self.discard(&id) {
+                Ok(left) if left.is_empty() => {}
+                Ok(left) => {
+                    tracing::warn!(drill = id, ?left, "a drill that was kept stays in part")
+                }
+                Err(error) => tracing::warn!(drill = id, %error, "a drill that was kept stays"),
             }
         }
         let give_up = Instant::now() + STOP_DEADLINE;
@@ -173,6 +186,9 @@ impl Drills {
 
     fn forget(&self, id: &str) -> ApiResult<()> {
         let work = self.work(id);
+        if let Err(error) = mounts::detach_below(&work) {
+            tracing::warn!(%error, dir = %work.display(), "what is mounted in a drill's directory stays");
+        }
         match fs::remove_dir_all(&work) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(%error, dir = %work.display(), "a drill's directory stays");
@@ -216,7 +232,7 @@ impl Engine {
     }
 
     /// Checks that the type of a check is there.
-    fn require_plugin(&self, check: &drill_runner::plan::CheckPlan) -> ApiResult<()> {
+    pub(crate) fn require_plugin(&self, check: &drill_runner::plan::CheckPlan) -> ApiResult<()> {
         let drill_runner::plan::CheckKind::Plugin { name, .. } = &check.kind else {
             return Ok(());
         };
@@ -271,6 +287,13 @@ impl Engine {
         super::make_dir(&work, 0o700)?;
         let run_as = wish.asker.filter(|peer| peer.uid != 0);
         let run_as = run_as.map(|peer| (peer.uid, peer.gid));
+        let ids: BTreeMap<String, String> = wish
+            .plan
+            .machines
+            .iter()
+            .zip(&taken)
+            .map(|(planned, taken)| (planned.name.clone(), taken.machine.id.clone()))
+            .collect();
         let stage = DrillStage::new(self, &id, &wish.plan, taken, run_as)?;
         let is_cancelled = || job.is_cancelled() || running.is_cancelled.load(Ordering::Relaxed);
         let told = |report: &Report| {
@@ -289,7 +312,10 @@ impl Engine {
             is_cancelled: &is_cancelled,
             told: &told,
         };
-        let held = run::run(&order, &stage);
+        let mut held = run::run(&order, &stage);
+        for machine in &mut held.report.machines {
+            machine.machine_id = ids.get(&machine.name).cloned().unwrap_or_default();
+        }
         let report = drills.store.add(held.report).map_err(|e| failed(&e))?;
         drills.proofs.note(&report);
         told(&report);
@@ -389,7 +415,7 @@ pub(crate) fn plan(text: &str) -> ApiResult<Plan> {
 /// A number for a drill.
 fn new_id() -> ApiResult<String> {
     let by_chance = libvirt_driver::takeover::new_uuid().map_err(super::errors::from_libvirt)?;
-    let by_chance = by_chance.get(..4).unwrap_or("0000");
+    let by_chance = by_chance.get(..8).unwrap_or("00000000");
     let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
     Ok(format!("{time}-{by_chance}"))
 }

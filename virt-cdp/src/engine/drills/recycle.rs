@@ -76,6 +76,10 @@ fn report(engine: &Arc<Engine>, record: &Record) {
     let why = "virtcdpd was ended in the middle of it";
     let machine = |name: &String| MachineReport {
         name: name.clone(),
+        machine_id: engine
+            .machine(name)
+            .map(|machine| machine.id.clone())
+            .unwrap_or_default(),
         domain: String::new(),
         point: None,
         data_age_ms: None,

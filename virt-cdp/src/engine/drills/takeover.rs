@@ -1,51 +1,80 @@
 //! Takeovers of groups: the machines of a plan, all of them at one moment, in the plan's order.
+//!
+//! All or nothing: where one cannot be started, or the job is cancelled, those before it are removed again.
 
 use std::{sync::Arc, time::Instant};
 
 use cdp_core::MachineSource;
+use drill_runner::plan::Plan;
 
 use super::group::{self, Moment};
 use crate::{
-    api::{ApiResult, v1},
-    engine::{Engine, takeovers},
+    api::{ApiError, ApiErrorKind, ApiResult, v1},
+    engine::{Engine, jobs::JobHandle, messages, takeovers},
 };
 
 impl Engine {
-    /// Starts the machines of a plan; where one cannot be started, those before it are removed again.
+    /// Starts the machines of a plan, as a job; what can be refused is refused before it starts.
     pub(crate) fn takeover_group(
         self: &Arc<Self>,
-        request: &v1::TakeoverGroupRequest,
-    ) -> ApiResult<v1::TakeoverGroupReply> {
+        request: v1::TakeoverGroupRequest,
+    ) -> ApiResult<v1::Job> {
         let plan = super::plan(&request.plan)?;
         let moment = Moment::At(request.at.unwrap_or_default());
         let taken = group::take(self, &plan, &moment)?;
-        let mut made: Vec<(v1::TakeoverReply, String)> = Vec::new();
+        let first = taken.first().map(|one| messages::point(&one.point));
+        let (name, engine) = (plan.name.clone(), Arc::clone(self));
+        self.jobs.start("takeover", &name, first, move |job| {
+            let mut made = Vec::new();
+            let started = engine.start_group(&request, &plan, &taken, job, &mut made);
+            if started.is_err() {
+                engine.remove_group(&made);
+                job.gave_back();
+            }
+            started
+        })
+    }
+
+    /// Starts one machine after the other; notes the name of each, and where it is.
+    fn start_group(
+        self: &Arc<Self>,
+        request: &v1::TakeoverGroupRequest,
+        plan: &Plan,
+        taken: &[group::Taken],
+        job: &JobHandle,
+        made: &mut Vec<(String, String)>,
+    ) -> ApiResult<()> {
+        let cancelled = || Err(ApiError::new(ApiErrorKind::Unavailable, "cancelled"));
         for wanted in plan.boot_order() {
-            let Some(at) = plan.machines.iter().position(|one| one.name == wanted.name) else {
+            let at = plan.machines.iter().position(|one| one.name == wanted.name);
+            let Some(one) = at.and_then(|at| taken.get(at)) else {
                 continue;
             };
-            let Some(one) = taken.get(at) else { continue };
-            std::thread::sleep(wanted.delay);
-            let started = self.takeover_member(request, wanted, one);
-            match started {
-                Ok(started) => made.push(started),
-                Err(error) => {
-                    for (reply, uri) in made {
-                        let name = reply.takeover.unwrap_or_default().name;
-                        let removed = self.hypervisor(&uri).and_then(|hypervisor| {
-                            self.takeovers.discard(&name, &hypervisor, &self.views)
-                        });
-                        if let Err(error) = removed {
-                            tracing::warn!(name, %error, "a takeover of a group that did not start stays");
-                        }
-                    }
-                    return Err(error);
-                }
+            if !job.wait(wanted.delay) {
+                return cancelled();
+            }
+            let (reply, uri) = self.takeover_member(request, wanted, one)?;
+            let takeover = reply.takeover.as_ref();
+            let name = takeover.map(|one| one.name.clone()).unwrap_or_default();
+            made.push((name, uri));
+            job.took_over(reply);
+        }
+        match job.is_cancelled() {
+            true => cancelled(),
+            false => Ok(()),
+        }
+    }
+
+    /// Removes the machines of a group that was not started whole.
+    fn remove_group(self: &Arc<Self>, made: &[(String, String)]) {
+        for (name, uri) in made {
+            let removed = self
+                .hypervisor(uri)
+                .and_then(|hypervisor| self.takeovers.discard(name, &hypervisor, &self.views));
+            if let Err(error) = removed {
+                tracing::warn!(name, %error, "a takeover of a group that did not start stays");
             }
         }
-        Ok(v1::TakeoverGroupReply {
-            takeovers: made.into_iter().map(|(reply, _)| reply).collect(),
-        })
     }
 
     fn takeover_member(

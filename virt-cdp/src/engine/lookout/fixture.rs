@@ -95,6 +95,7 @@ pub(super) fn sight(name: &str) -> Sight {
             proved: Some((5, i64::try_from(ago(7200).0).unwrap_or(0))),
             last: Some(("20260102-020405-0001".into(), true, String::new())),
             last_ns: i64::try_from(ago(3600).0).unwrap_or(0),
+            ended_ns: 0,
             judged_ns: 0,
             rto_ms: Some(12_300),
             counts: (3, 1),

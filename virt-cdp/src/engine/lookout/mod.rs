@@ -198,7 +198,7 @@ impl Looking {
             let watched = self.watched.entry(machine.id.clone()).or_default();
             let counts = engine.watch.taken(&machine.id);
             let mut sight = watched.look(machine, &counts, instant, at);
-            sight.proof = engine.drills.proof(&machine.name);
+            sight.proof = engine.drills.proof(machine);
             sight.put_off = engine.drills.put_off(&machine.name);
             Arc::new(sight)
         });
