@@ -238,3 +238,37 @@ fn continuous_drills_take_turns_and_one_that_fails_is_told() {
     assert_eq!(figure(port, "virtcdp_last_drill_proved", name), 0.0);
     assert_eq!(figure(port, "virtcdp_last_drill_proved", names[1]), 1.0);
 }
+
+#[test]
+fn a_rule_whose_plan_nobody_holds_is_told() {
+    if !needs_libvirt() {
+        return;
+    }
+    let none = "parallel = 0";
+    let mut daemon = Daemon::start_with(&config("1h", none, "every = '1h', checks = ['boot']"));
+    let actor = Actor::start(&daemon, "unheld", &[]);
+    let name = actor.name();
+    actor.point(&daemon, "true");
+    // Its plan begins with a machine that nobody protects.
+    let plan = daemon.dir.join("plan.toml");
+    let text = format!("[[machine]]\nname = 'nobody'\n[[machine]]\nname = '{name}'\n");
+    fs::write(&plan, text).expect("a plan");
+    let rule = format!("every = '1h', plan = '{}'", plan.display());
+    configure(&mut daemon, "1h", "", &rule);
+    wait_put_off(
+        &daemon,
+        name,
+        "begins with 'nobody', which is not protected",
+    );
+    assert_eq!(held(&daemon, name), []);
+
+    // With a plan that begins with it there is nothing in the way.
+    fs::write(&plan, format!("[[machine]]\nname = '{name}'\n")).expect("a plan");
+    let all = wait_held(&daemon, name, 1);
+    assert_eq!(all[0].1, "proved", "{all:?}");
+    wait_for("nothing is put off", LOOKED, || {
+        let proof = proof(&daemon, name);
+        let is_held = proof["put_off"].is_null() && proof["last_proved"] == true;
+        is_held.then_some(()).ok_or_else(|| proof.to_string())
+    });
+}
