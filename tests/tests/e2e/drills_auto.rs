@@ -1,6 +1,6 @@
 //! Drills that policies ask for: when they are held, and what puts them off.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use serde_json::Value;
 use virt_cdp_tests::{
