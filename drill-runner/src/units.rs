@@ -181,6 +181,16 @@ pub fn exact_size(bytes: u64) -> String {
     bytes.to_string()
 }
 
+/// The beginning of a text that has no more than `most` bytes, in whole letters.
+#[must_use]
+pub fn cut(text: &str, most: usize) -> &str {
+    let ends = text
+        .char_indices()
+        .map(|(at, letter)| at + letter.len_utf8());
+    let end = ends.take_while(|end| *end <= most).last();
+    text.get(..end.unwrap_or(0)).unwrap_or_default()
+}
+
 /// Prints a duration so that it reads back exactly, down to milliseconds: `200ms`, `1s`, `1h30m`.
 #[must_use]
 pub fn format_duration(duration: Duration) -> String {

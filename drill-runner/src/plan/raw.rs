@@ -139,9 +139,7 @@ fn plan(raw: RawPlan, moment: MomentCheck<'_>) -> Result<Plan> {
                 .iter()
                 .map(|m| m.name.as_ref().as_str())
                 .collect();
-            let mut name = all.join("+");
-            name.truncate(name.floor_char_boundary(NAME_MAX));
-            name
+            units::cut(&all.join("+"), NAME_MAX).to_owned()
         }
     };
     once(raw.networks.iter().map(|one| &one.name), "network")?;

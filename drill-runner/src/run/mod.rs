@@ -296,10 +296,10 @@ impl Drill<'_> {
             let Some(segment) = &card.segment else {
                 continue;
             };
-            if let Some((address, prefix, _)) = card.address {
-                if let Err(error) = self.isolation.reach(segment, address, prefix) {
-                    self.board.event(name, &error.to_string());
-                }
+            if let Some((address, prefix, _)) = card.address
+                && let Err(error) = self.isolation.reach(segment, address, prefix)
+            {
+                self.board.event(name, &error.to_string());
             }
             let device = devices.iter().find(|(mac, _)| *mac == card.mac);
             let Some((_, device)) = device else {

@@ -7,6 +7,7 @@ use drill_runner::{
     outcome::{DiskFacts, PointFacts},
     plan::{MachinePlan, Plan, Ready},
     stage::{Brought, Card, CardAddress, Stage, StageError, Volume},
+    units,
 };
 use libvirt_driver::{
     Hypervisor,
@@ -177,8 +178,7 @@ impl DrillStage {
         let mut members = self.members.iter();
         let number = members.position(|one| one.taken.machine.name == machine);
         let number = format!("-{}", number.unwrap_or(0));
-        let cut = machine.floor_char_boundary(most.saturating_sub(number.len()));
-        let cut = machine.get(..cut).unwrap_or("vm").trim();
+        let cut = units::cut(machine, most.saturating_sub(number.len())).trim();
         format!("{cut}{number}{ending}")
     }
 }
