@@ -66,12 +66,12 @@ mod tests {
 
     #[test]
     fn mounts_are_read_from_the_kernels_table() {
-        let table = b"22 1 0:20 / /work/a rw,relatime shared:2 - fuse /dev/fuse rw\n\
-            23 1 0:21 / /work rw - ext4 /dev/vda rw\n\
-            24 1 0:22 / /work/a\\040b/c rw - fuse /dev/fuse rw\n\
-            25 1 0:23 / /workshop rw - tmpfs none rw\n";
-        let found = below(table, Path::new("/work"));
-        assert_eq!(found, [Path::new("/work/a"), Path::new("/work/a b/c")]);
+        let table = b"22 1 0:20 / /drill/a rw,relatime shared:2 - fuse /dev/fuse rw\n\
+            23 1 0:21 / /drill rw - ext4 /dev/vda rw\n\
+            24 1 0:22 / /drill/a\\040b/c rw - fuse /dev/fuse rw\n\
+            25 1 0:23 / /drills rw - tmpfs none rw\n";
+        let found = below(table, Path::new("/drill"));
+        assert_eq!(found, [Path::new("/drill/a"), Path::new("/drill/a b/c")]);
     }
 
     #[test]
